@@ -1,0 +1,3 @@
+"""finetune: post-training for the LLaMA family."""
+
+__version__ = "0.1.0"

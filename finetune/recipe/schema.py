@@ -1,0 +1,229 @@
+"""The recipe language: what a recipe may say, with the unit and meaning of every key.
+
+Strict (no coercion of strings to numbers), frozen, and closed: an unknown key is an error. The field descriptions
+are the reference; the JSON schema that editors use is generated from them (`make schema`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+DATA_FORMATS = ("auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text")
+DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+Template = Literal["auto", "plain", "alpaca", "vicuna", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"]
+
+
+class Settings(BaseModel):
+    """Base of every recipe section: closed, frozen, strict."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Settings):
+    base: str
+    """The checkpoint to start from: a folder (relative to the recipe) or a hub id such as meta-llama/Llama-2-7b-hf."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub base. Resolved to a commit, printed and recorded. Not used for a folder."""
+    load_in: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
+    """How the base's weights are held: nf4 (4-bit NormalFloat, double-quantised), int8, bf16 or fp32."""
+    compute: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the matrix products. auto = bf16 on a GPU that has it, fp32 on a CPU (bf16 there is a choice)."""
+    template: Template = "auto"
+    """Chat template. auto = the one of the family that is detected from the base's config and tokenizer."""
+    system: str | None = None
+    """System prompt given to every conversation that has none of its own. null = none."""
+    max_length: Annotated[int, Field(ge=8)] = 4096
+    """Longest example, in tokens, prompt and answer together. What is longer follows the stage's too_long policy."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. auto = the GPU if there is one."""
+
+
+class AdapterSettings(Settings):
+    rank: Annotated[int, Field(ge=1, le=4096)] = 64
+    """LoRA rank r: width of the low-rank update."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """LoRA scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
+    dropout: Fraction = 0.0
+    """Dropout probability on the input of the LoRA branch."""
+    targets: str | list[str] = "all-linear"
+    """all-linear (every linear layer but the head), a list of module names (q_proj, …), or a regex of full names."""
+    rslora: StrictBool = False
+    """Rank-stabilised scaling alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    dora: StrictBool = False
+    """Weight-decomposed LoRA (Liu et al. 2024)."""
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
+    """Initial LoRA weights. default: A uniform, B zero. pissa and olora factor the base's weights: bf16 or fp32 only."""
+    modules_to_save: list[str] = []
+    """Modules trained in full and saved with the adapter, such as lm_head or embed_tokens."""
+
+
+class WandbSettings(Settings):
+    project: str
+    """Weights & Biases project."""
+    mode: Literal["online", "offline"] = "online"
+    """offline writes to the run folder and sends nothing; `wandb sync` can upload it later."""
+    entity: str | None = None
+    """Team or user; null = the account's default. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
+    tags: list[str] = []
+    """Tags of the wandb run."""
+
+
+class TrackSettings(Settings):
+    wandb: WandbSettings | None = None
+    """Send metrics to Weights & Biases. Absent = nothing is sent anywhere; metrics.jsonl is written in any case."""
+
+
+class DataSource(Settings):
+    """Rows for a stage: exactly one of path, hub or stage."""
+
+    path: str | None = None
+    """A .jsonl, .json, .csv, .parquet or .txt file, or a folder of such files, relative to the recipe."""
+    hub: str | None = None
+    """A data set on the Hugging Face Hub: org/name."""
+    stage: Name | None = None
+    """The output of an earlier stage of this recipe."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    streaming: StrictBool = False
+    """Read a hub data set row by row without downloading it whole. Needs take."""
+    format: DataFormat = "auto"
+    """What a row looks like. auto = detected from the first rows and announced."""
+    fields: dict[str, str] = {}
+    """Other names of the format's fields: {prompt: question, completion: answer}."""
+    take: Annotated[int, Field(ge=1)] | None = None
+    """Use this many rows, drawn with the recipe's seed (streaming: the first ones). null = all."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share in the mix relative to the other sources: 0.5 uses half of the rows, 2.0 each row twice, in every epoch."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataSource:
+        given = [key for key in ("path", "hub", "stage") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"needs exactly one of path, hub, stage; has {' and '.join(given) or 'none'}")
+        if self.streaming and (self.hub is None or self.take is None):
+            raise ValueError("streaming needs hub and take: a stream has no length to plan with")
+        for key in ("subset", "revision"):
+            if getattr(self, key) is not None and self.hub is None:
+                raise ValueError(f"{key} belongs to a hub data set")
+        return self
+
+
+class HeldOut(Settings):
+    """Rows that are never trained on. Identical rows are kept on one side, so the two share no row."""
+
+    fraction: Fraction = 0.05
+    """Share of the rows to hold out. 0 = none."""
+    max_rows: Annotated[int, Field(ge=1)] = 256
+    """At most this many rows are held out."""
+    data: list[DataSource] = []
+    """Separate held-out files; the fraction is not used then. Training rows that equal one of them are removed."""
+
+
+class TrainSettings(Settings):
+    epochs: Annotated[float, Field(gt=0)] = 2.0
+    """Passes over the training rows. Not used where max_steps is given."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimiser steps."""
+    learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Peak learning rate. auto = 5e-4 (2000 / hidden_size)^0.781, scaled to alpha 32 (docs/learning_rate.md)."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples in one optimiser step."""
+    micro_batch_size: Annotated[int, Field(ge=1)] = 4
+    """Examples in one forward pass. Changes memory and speed, not the result."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up: down to 0 along a cosine or a line, or constant."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Linear warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW by torch, or by bitsandbytes with 8-bit or pageable state (GPU memory; slower on a CPU)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Clip the gradient to this 2-norm. null = no clipping."""
+    gradient_checkpointing: StrictBool = False
+    """Recompute activations in the backward pass: less memory, about a quarter more time."""
+    layout: Literal["ragged", "padded"] = "ragged"
+    """ragged: rows are laid end to end and no padding is computed. padded: the classic rectangle. Same numbers."""
+    eval_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between held-out losses. null = ten times in the run. The first and the last step are always measured."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between checkpoints. null = ten times in the run."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many checkpoints to keep while training. All are removed when the run is finished."""
+    early_stop: Annotated[int, Field(ge=1)] | None = None
+    """Stop when the held-out loss has not improved for this many measurements, and keep the best. null = never."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_from_list(cls, values: Any) -> Any:
+        """YAML has lists, not tuples; strict mode would refuse them."""
+        if isinstance(values, dict) and isinstance(values.get("betas"), list):
+            return {**values, "betas": tuple(values["betas"])}
+        return values
+
+    @model_validator(mode="after")
+    def _micro_divides(self) -> TrainSettings:
+        if self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is more than batch_size {self.batch_size}: "
+                "a micro-batch is a part of a batch"
+            )
+        return self
+
+
+class SftStage(Settings):
+    """Supervised fine-tuning on conversations, prompts with completions, or plain text."""
+
+    kind: Literal["sft"]
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    """Where the training rows come from; several sources are mixed."""
+    start_from: str | None = None
+    """An earlier stage of this recipe, or an adapter folder, to go on from. null = a fresh adapter on the base."""
+    held_out: HeldOut = HeldOut()
+    """Rows kept apart to measure on."""
+    too_long: Literal["drop", "truncate", "error"] = "drop"
+    """Examples over model.max_length: leave out (counted, listed), cut the last answer's end, or stop. A prompt is never cut."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Exact duplicate rows are counted in any case; drop uses each once."""
+    loss_on: Literal["answers", "all"] = "answers"
+    """answers: only assistant turns and their stop token are trained. all: prompts too."""
+    allow_unusual_mask: StrictBool = False
+    """Train although under 1 % or all of the tokens of a chat format would be trained."""
+    train: TrainSettings = TrainSettings()
+
+
+Stage = SftStage
+
+
+class Recipe(Settings):
+    """One YAML file: a base, an adapter, and named stages from top to bottom."""
+
+    name: Name
+    """Name of the run folder under the runs directory."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
+    """Seed of everything random: mixing, splits, order, adapter initialisation, dropout."""
+    model: ModelSettings
+    adapter: AdapterSettings = AdapterSettings()
+    track: TrackSettings = TrackSettings()
+    stages: Annotated[dict[Name, Stage], Field(min_length=1)]
+    """The stages, each named by you; a stage reads only stages above it."""
+
+    @model_validator(mode="after")
+    def _across_keys(self) -> Recipe:
+        if self.adapter.init in ("pissa", "olora") and self.model.load_in in ("nf4", "int8"):
+            raise ValueError(
+                f"adapter.init {self.adapter.init} factors the base's weights, which load_in {self.model.load_in} "
+                "has quantised: use load_in bf16 or fp32, or init default"
+            )
+        return self
