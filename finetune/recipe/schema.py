@@ -57,7 +57,7 @@ class AdapterSettings(Settings):
     dora: StrictBool = False
     """Weight-decomposed LoRA (Liu et al. 2024)."""
     init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-    """Initial LoRA weights. default: A uniform, B zero. pissa and olora factor the base's weights: bf16 or fp32 only."""
+    """Initial LoRA weights. default: A uniform, B zero. pissa, olora and orthogonal read the base's weights: bf16 or fp32 only."""
     modules_to_save: list[str] = []
     """Modules trained in full and saved with the adapter, such as lm_head or embed_tokens."""
 
@@ -221,9 +221,11 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _across_keys(self) -> Recipe:
-        if self.adapter.init in ("pissa", "olora") and self.model.load_in in ("nf4", "int8"):
+        if self.model.load_in == "bf16" and self.model.compute == "fp32":
+            raise ValueError("model.compute fp32 needs fp32, nf4 or int8 weights; with load_in bf16 use compute auto or bf16")
+        if self.adapter.init in ("pissa", "olora", "orthogonal") and self.model.load_in in ("nf4", "int8"):
             raise ValueError(
-                f"adapter.init {self.adapter.init} factors the base's weights, which load_in {self.model.load_in} "
-                "has quantised: use load_in bf16 or fp32, or init default"
+                f"adapter.init {self.adapter.init} reads the base's weights, which load_in {self.model.load_in} has "
+                "quantised: use load_in bf16 or fp32, or init default or gaussian"
             )
         return self

@@ -1,0 +1,123 @@
+"""From tokenised rows to the batches of every optimiser step, as a pure function of (seed, step).
+
+A step's rows are fixed by the recipe: row b of the epoch's order belongs to step b // batch_size, whatever the
+micro-batch size. How a step is cut into forward passes is free, since the loss is a mean over the step's trained
+tokens: so rows of like length go together (padded) or token counts are balanced (ragged).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Rows(Protocol):
+    """Tokenised rows: `row(i)` is (ids, trained), two integer arrays of the row's length."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows laid end to end: T tokens of B rows.
+
+    ids_T: [T] int64. predict_N, labels_N: [N] int64, for every trained token the position before it (whose hidden state
+    predicts it) and its id; a row's first token has no such position. lengths: B. rows: indices in the data.
+    """
+
+    ids_T: Tensor
+    predict_N: Tensor
+    labels_N: Tensor
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def units(self) -> int:
+        """What the loss is a mean over: trained tokens."""
+        return len(self.labels_N)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids_T)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        if device.type == "cpu":
+            return self
+        moved = (x.to(device, non_blocking=True) for x in (self.ids_T, self.predict_N, self.labels_N))
+        return TokenBatch(*moved, self.lengths, self.rows)
+
+
+def collate(data: Rows, rows: Sequence[int]) -> TokenBatch:
+    """Lay the given rows end to end."""
+    ids, trained, lengths = [], [], []
+    for index in rows:
+        row_ids, row_trained = data.row(int(index))
+        ids.append(row_ids)
+        mask = np.array(row_trained, dtype=bool)
+        mask[:1] = False
+        trained.append(mask)
+        lengths.append(len(row_ids))
+    ids_T = torch.from_numpy(np.concatenate(ids).astype(np.int64))
+    positions_N = torch.from_numpy(np.flatnonzero(np.concatenate(trained)))
+    return TokenBatch(ids_T, positions_N - 1, ids_T[positions_N], tuple(lengths), tuple(int(r) for r in rows))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows each step trains on. `order(epoch)` is that epoch's row indices, shuffled and weighted."""
+
+    order: Callable[[int], np.ndarray]
+    rows_per_epoch: int
+    batch_size: int
+    total_steps: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.rows_per_epoch / self.batch_size)
+
+    def rows_of(self, step: int) -> np.ndarray:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return self.order(epoch)[within * self.batch_size : (within + 1) * self.batch_size]
+
+
+def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimiser steps of a run: max_steps, or epochs passes where the last batch of an epoch may be smaller."""
+    return (
+        max_steps
+        if max_steps is not None
+        else max(1, math.ceil(epochs * math.ceil(rows / batch_size) - 1e-9))
+    )
+
+
+def micro_batches(
+    rows: Sequence[int], lengths: Sequence[int], size: int, *, balance: bool
+) -> list[list[int]]:
+    """Cut one step's rows into forward passes of at most `size` rows, as few as possible, the largest first.
+
+    lengths: tokens of each of `rows`. balance False (padded): neighbours in length go together, so that little is
+    padded. balance True (ragged): token counts are made even, so that the peak memory is lowest.
+    """
+    longest_first = sorted(range(len(rows)), key=lambda i: (-lengths[i], i))
+    count = math.ceil(len(rows) / size)
+    if not balance:
+        groups = [longest_first[i * size : (i + 1) * size] for i in range(count)]
+    else:
+        groups = [[] for _ in range(count)]
+        filled = [0] * count
+        for i in longest_first:
+            lightest = min((g for g in range(count) if len(groups[g]) < size), key=lambda g: (filled[g], g))
+            groups[lightest].append(i)
+            filled[lightest] += lengths[i]
+        groups.sort(key=lambda group: -sum(lengths[i] for i in group))
+    return [[int(rows[i]) for i in sorted(group)] for group in groups]

@@ -1,0 +1,285 @@
+"""The one training loop. Every stage trains here; what differs is the objective and where the batches come from.
+
+One step: the step's rows are cut into micro-batches; each contributes loss_sum / units, where units counts what the
+loss is a mean over in the whole step (trained tokens, pairs …), so the cut never changes the result; the gradient is
+clipped; the optimiser moves. Everything that a later step depends on is in the checkpoint or is a function of
+(seed, step), so a resumed run ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune.engine import checkpoint as saved
+from finetune.engine.interrupt import stop_on_signals
+from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
+from finetune.engine.progress import make_progress, memory_gib
+from finetune.engine.tracking import MetricsFile, Wandb
+from finetune.errors import DivergedError, InputError, InterruptedRunError
+from finetune.model.adapter import restore, state, trainable
+from finetune.recipe.schema import TrainSettings
+
+
+class Batch(Protocol):
+    """One forward pass. units: what the loss is a mean over; tokens: how many go through the model; rows: their indices."""
+
+    @property
+    def units(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def rows(self) -> tuple[int, ...]: ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+
+Objective = Callable[[nn.Module, BatchT], Tensor]
+"""(model, batch) -> the loss summed over the batch's units, a scalar."""
+
+
+@dataclass(frozen=True)
+class Work(Generic[BatchT]):
+    """What to train on. step_batches(step): the micro-batches of optimiser step `step`, a pure function of the step.
+
+    held_out: batches to measure on, or empty. name_rows: row indices → where they came from, for messages.
+    """
+
+    objective: Objective[BatchT]
+    step_batches: Callable[[int], Sequence[BatchT]]
+    total_steps: int
+    steps_per_epoch: int
+    held_out: Sequence[BatchT]
+    name_rows: Callable[[Sequence[int]], str]
+
+
+@dataclass
+class Progress:
+    """The part of the loop's state that is not tensors. Saved with every checkpoint."""
+
+    tokens: int = 0
+    units: int = 0
+    seconds: float = 0.0
+    first_held_out: float | None = None
+    held_out: float | None = None
+    best_held_out: float | None = None
+    best_step: int | None = None
+    measurements_since_best: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+
+
+@dataclass
+class Trained:
+    """What the loop leaves: the model holds the final weights. `steps` may be fewer than planned after an early stop."""
+
+    steps: int
+    progress: Progress
+    stopped_early: bool
+    resumed_from: int
+    warnings: list[str] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, Any]:
+        return {"steps": self.steps, "stopped_early": self.stopped_early, **asdict(self.progress)}
+
+
+def make_accelerator(device: torch.device, compute: torch.dtype) -> Accelerator:
+    """accelerate for one process on one device. Raises InputError under a launcher of several processes."""
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="bf16" if compute == torch.bfloat16 else "no"
+    )
+    if accelerator.num_processes != 1:
+        raise InputError(
+            f"started as {accelerator.num_processes} processes ({accelerator.distributed_type}): this version trains "
+            "in one process on one device; start it with plain `finetune`, without torchrun or accelerate launch"
+        )
+    return accelerator
+
+
+def train(
+    model: nn.Module,
+    work: Work[BatchT],
+    settings: TrainSettings,
+    *,
+    peak_rate: float,
+    accelerator: Accelerator,
+    device: torch.device,
+    folder: Path,
+    title: str,
+    tracker: Wandb | None = None,
+) -> Trained:
+    """Train the model's trainable parameters in place, resuming from `folder/checkpoints` where there is one.
+
+    Raises DivergedError on a loss or gradient that is not finite, InterruptedRunError after Ctrl-C or SIGTERM (a
+    checkpoint has been written), and OSError when the disk is full.
+    """
+    total, warmup = work.total_steps, warmup_steps(settings.warmup, work.total_steps)
+    eval_every = settings.eval_every or max(1, math.ceil(total / 10))
+    save_every = settings.checkpoint_every or max(1, math.ceil(total / 10))
+    parameters = list(trainable(model).values())
+    optimizer = make_optimizer(parameters, settings)
+    checkpoints = folder / "checkpoints"
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+
+    found, warnings = saved.newest_checkpoint(checkpoints)
+    progress, step = Progress(), 0
+    best: dict[str, Tensor] | None = None
+    stopped_early = False
+    if found is not None:
+        restore(model, found.weights)
+        optimizer.load_state_dict(found.optimizer)
+        saved.restore_random_state(found.rng)
+        progress, step, best = Progress(**found.state["progress"]), found.step, found.best
+        stopped_early = found.state["stopped_early"]
+    metrics_file.rewind(step)
+    resumed_from = step
+
+    def save() -> None:
+        loop_state = {"progress": asdict(progress), "stopped_early": stopped_early}
+        written = saved.Checkpoint(
+            step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best
+        )
+        saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
+
+    def log(metrics: dict[str, Any]) -> None:
+        metrics_file.write(metrics)
+        if tracker is not None:
+            tracker.log(metrics)
+
+    def measure() -> bool:
+        """Measure held-out loss; keep the best weights when the recipe stops early. True: time to stop."""
+        nonlocal best
+        if not work.held_out:
+            return False
+        progress.held_out = held_out_loss(model, work, accelerator, device)
+        if progress.first_held_out is None:
+            progress.first_held_out = progress.held_out
+        log({"step": step, "held_out_loss": progress.held_out})
+        screen.note(f"step {step}: held-out loss {progress.held_out:.4f}")
+        if progress.best_held_out is None or progress.held_out < progress.best_held_out:
+            progress.best_held_out, progress.best_step = progress.held_out, step
+            progress.measurements_since_best = 0
+            if settings.early_stop is not None:
+                best = state(model)
+        else:
+            progress.measurements_since_best += 1
+        return settings.early_stop is not None and progress.measurements_since_best >= settings.early_stop
+
+    screen = make_progress(title, total, step)
+    with closing(screen), stop_on_signals() as stop:
+        for warning in warnings:
+            screen.note(warning)
+        if resumed_from:
+            screen.note(f"resumed from the checkpoint of step {resumed_from}")
+        else:
+            measure()
+        model.train()
+        while step < total and not stopped_early:
+            began = time.monotonic()
+            rate = learning_rate(step, peak=peak_rate, total=total, warmup=warmup, schedule=settings.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            batches = work.step_batches(step)
+            loss, norm = _one_step(
+                model, work, batches, parameters, optimizer, settings, accelerator, device, step
+            )
+            step += 1
+            seconds = time.monotonic() - began
+            tokens, units = sum(b.tokens for b in batches), sum(b.units for b in batches)
+            progress.tokens += tokens
+            progress.units += units
+            progress.seconds += seconds
+            progress.first_loss = loss if progress.first_loss is None else progress.first_loss
+            progress.last_loss = loss
+            metrics = {
+                "step": step,
+                "epoch": round(step / work.steps_per_epoch, 4),
+                "loss": loss,
+                "learning_rate": rate,
+                "grad_norm": norm,
+                "trained": units,
+                "tokens": tokens,
+                "seconds": round(seconds, 4),
+                "tokens_per_second": round(tokens / seconds, 1),
+                "memory_gib": round(memory_gib(device), 3),
+            }
+            log(metrics)
+            screen.update(metrics)
+            if step % eval_every == 0 or step == total:
+                stopped_early = measure()
+            if step % save_every == 0 or step == total or stopped_early or stop.received:
+                save()
+            if stop.received and step < total and not stopped_early:
+                raise InterruptedRunError(
+                    f"stopped by {stop.received} after step {step} of {total}; a checkpoint is saved. Run the same "
+                    "command again to go on from there"
+                )
+        if best is not None:
+            restore(model, best)
+    return Trained(step, progress, stopped_early, resumed_from, warnings)
+
+
+def _one_step(
+    model: nn.Module,
+    work: Work[BatchT],
+    batches: Sequence[BatchT],
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    settings: TrainSettings,
+    accelerator: Accelerator,
+    device: torch.device,
+    step: int,
+) -> tuple[float, float]:
+    """Gradient of the step's mean loss, checked and clipped, then the update. Returns (mean loss, gradient norm)."""
+    units = sum(batch.units for batch in batches)
+    if units == 0:
+        rows = work.name_rows([row for batch in batches for row in batch.rows])
+        raise DivergedError(f"step {step + 1} has no trained token: its loss is undefined. Rows: {rows}")
+    loss_sum = 0.0
+    for batch in batches:
+        with accelerator.autocast():
+            loss = work.objective(model, batch.to(device))
+        accelerator.backward(loss / units)
+        loss_sum += loss.item()
+        if not math.isfinite(loss_sum):
+            raise DivergedError(
+                f"the loss of step {step + 1} is {loss.item()}: nothing was updated. Rows: {work.name_rows(batch.rows)}. "
+                "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
+            )
+    limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    if not math.isfinite(norm):
+        rows = work.name_rows([row for batch in batches for row in batch.rows])
+        raise DivergedError(f"the gradient of step {step + 1} is {norm}: nothing was updated. Rows: {rows}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss_sum / units, norm
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: nn.Module, work: Work[BatchT], accelerator: Accelerator, device: torch.device
+) -> float:
+    """Mean loss over all units of the held-out batches; the model's mode and the random state are left as they were."""
+    was_training = model.training
+    model.eval()
+    loss_sum, units = 0.0, 0
+    for batch in work.held_out:
+        with accelerator.autocast():
+            loss_sum += work.objective(model, batch.to(device)).item()
+        units += batch.units
+    model.train(was_training)
+    return loss_sum / units
