@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 DATA_FORMATS = ("auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text")
@@ -21,13 +22,17 @@ Template = Literal["auto", "plain", "alpaca", "vicuna", "llama2", "llama3", "lla
 class Settings(BaseModel):
     """Base of every recipe section: closed, frozen, strict."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ModelSettings(Settings):
-    base: str
+    """The base: which checkpoint, how it is held, and how a conversation becomes text."""
+
+    base: Text
     """The checkpoint to start from: a folder (relative to the recipe) or a hub id such as meta-llama/Llama-2-7b-hf."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub base. Resolved to a commit, printed and recorded. Not used for a folder."""
     load_in: Literal["nf4", "int8", "bf16", "fp32"] = "nf4"
     """How the base's weights are held: nf4 (4-bit NormalFloat, double-quantised), int8, bf16 or fp32."""
@@ -44,36 +49,42 @@ class ModelSettings(Settings):
 
 
 class AdapterSettings(Settings):
+    """The LoRA adapter."""
+
     rank: Annotated[int, Field(ge=1, le=4096)] = 64
     """LoRA rank r: width of the low-rank update."""
     alpha: Annotated[float, Field(gt=0)] = 32.0
     """LoRA scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
     dropout: Fraction = 0.0
     """Dropout probability on the input of the LoRA branch."""
-    targets: str | list[str] = "all-linear"
+    targets: Text | Annotated[list[Text], Field(min_length=1)] = "all-linear"
     """all-linear (every linear layer but the head), a list of module names (q_proj, …), or a regex of full names."""
     rslora: StrictBool = False
     """Rank-stabilised scaling alpha / sqrt(rank) (Kalajdzievski 2023)."""
     dora: StrictBool = False
     """Weight-decomposed LoRA (Liu et al. 2024)."""
     init: Literal["default", "gaussian", "orthogonal", "pissa", "olora"] = "default"
-    """Initial LoRA weights. default: A uniform, B zero. pissa, olora and orthogonal read the base's weights: bf16 or fp32 only."""
-    modules_to_save: list[str] = []
+    """Initial LoRA weights. default: A uniform, B zero. pissa, olora, orthogonal: bf16 or fp32 bases only."""
+    modules_to_save: list[Text] = []
     """Modules trained in full and saved with the adapter, such as lm_head or embed_tokens."""
 
 
 class WandbSettings(Settings):
-    project: str
+    """Weights & Biases."""
+
+    project: Text
     """Weights & Biases project."""
     mode: Literal["online", "offline"] = "online"
     """offline writes to the run folder and sends nothing; `wandb sync` can upload it later."""
     entity: str | None = None
-    """Team or user; null = the account's default. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
-    tags: list[str] = []
+    """Team or user; null = the account's own. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
+    tags: list[Text] = []
     """Tags of the wandb run."""
 
 
 class TrackSettings(Settings):
+    """Where metrics are sent besides the run folder."""
+
     wandb: WandbSettings | None = None
     """Send metrics to Weights & Biases. Absent = nothing is sent anywhere; metrics.jsonl is written in any case."""
 
@@ -81,17 +92,17 @@ class TrackSettings(Settings):
 class DataSource(Settings):
     """Rows for a stage: exactly one of path, hub or stage."""
 
-    path: str | None = None
+    path: Text | None = None
     """A .jsonl, .json, .csv, .parquet or .txt file, or a folder of such files, relative to the recipe."""
-    hub: str | None = None
+    hub: Text | None = None
     """A data set on the Hugging Face Hub: org/name."""
     stage: Name | None = None
     """The output of an earlier stage of this recipe."""
-    subset: str | None = None
+    subset: Text | None = None
     """Configuration name of a hub data set."""
-    split: str = "train"
+    split: Text = "train"
     """Split of a hub data set."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub data set."""
     streaming: StrictBool = False
     """Read a hub data set row by row without downloading it whole. Needs take."""
@@ -129,6 +140,8 @@ class HeldOut(Settings):
 
 
 class TrainSettings(Settings):
+    """The training loop: length, learning rate, batches, checkpoints."""
+
     epochs: Annotated[float, Field(gt=0)] = 2.0
     """Passes over the training rows. Not used where max_steps is given."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -186,14 +199,15 @@ class SftStage(Settings):
     """Supervised fine-tuning on conversations, prompts with completions, or plain text."""
 
     kind: Literal["sft"]
+    """What the stage does."""
     data: Annotated[list[DataSource], Field(min_length=1)]
     """Where the training rows come from; several sources are mixed."""
-    start_from: str | None = None
+    start_from: Text | None = None
     """An earlier stage of this recipe, or an adapter folder, to go on from. null = a fresh adapter on the base."""
     held_out: HeldOut = HeldOut()
     """Rows kept apart to measure on."""
     too_long: Literal["drop", "truncate", "error"] = "drop"
-    """Examples over model.max_length: leave out (counted, listed), cut the last answer's end, or stop. A prompt is never cut."""
+    """Examples over model.max_length: leave out and list, cut the last answer's end, or stop. Prompts are never cut."""
     duplicates: Literal["keep", "drop"] = "keep"
     """Exact duplicate rows are counted in any case; drop uses each once."""
     loss_on: Literal["answers", "all"] = "answers"
@@ -201,6 +215,7 @@ class SftStage(Settings):
     allow_unusual_mask: StrictBool = False
     """Train although under 1 % or all of the tokens of a chat format would be trained."""
     train: TrainSettings = TrainSettings()
+    """How long, how fast and in which portions to train."""
 
 
 Stage = SftStage
@@ -214,15 +229,20 @@ class Recipe(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     """Seed of everything random: mixing, splits, order, adapter initialisation, dropout."""
     model: ModelSettings
+    """The base and how it is held."""
     adapter: AdapterSettings = AdapterSettings()
+    """The LoRA adapter that every stage trains."""
     track: TrackSettings = TrackSettings()
+    """Where metrics are sent besides the run folder."""
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
     """The stages, each named by you; a stage reads only stages above it."""
 
     @model_validator(mode="after")
     def _across_keys(self) -> Recipe:
         if self.model.load_in == "bf16" and self.model.compute == "fp32":
-            raise ValueError("model.compute fp32 needs fp32, nf4 or int8 weights; with load_in bf16 use compute auto or bf16")
+            raise ValueError(
+                "model.compute fp32 needs fp32, nf4 or int8 weights; with load_in bf16 use compute auto or bf16"
+            )
         if self.adapter.init in ("pissa", "olora", "orthogonal") and self.model.load_in in ("nf4", "int8"):
             raise ValueError(
                 f"adapter.init {self.adapter.init} reads the base's weights, which load_in {self.model.load_in} has "

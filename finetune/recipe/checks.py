@@ -1,0 +1,166 @@
+"""What a recipe refers to: stages above, data files, adapters, the base. No network, no weights loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import Problem
+from finetune.recipe.base_checks import base_problems, looks_like_path
+from finetune.recipe.positions import KeyPath
+from finetune.recipe.schema import DataSource, Recipe
+from finetune.recipe.source import Source
+from finetune.recipe.words import did_you_mean
+
+DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_HUB_DATA_SET = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_KINDS_WITH_ROWS: tuple[str, ...] = ()
+"""Kinds whose output is rows for `data`. An sft stage writes an adapter, which `start_from` takes."""
+
+
+def check_files(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
+    """Everything that is wrong with the files that the recipe names. `folder`: where relative paths begin."""
+    return [
+        *check_base(recipe, folder, source),
+        *check_data(recipe, folder, source),
+        *_check_adapters(recipe, folder, source),
+    ]
+
+
+def check_base(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
+    """The base: a complete LLaMA checkpoint folder, or what could be a hub id."""
+    base, key = recipe.model.base, ("model", "base")
+    path = folder / Path(base).expanduser()
+    if path.exists():
+        problems = [source.problem(key, message, hint) for message, hint in base_problems(path)]
+        if recipe.model.revision is not None:
+            problems.append(source.problem(("model", "revision"), "a revision belongs to a hub base; this is a folder"))
+        return problems
+    hint: str | None
+    if looks_like_path(base) or ("/" in base and path.parent.is_dir()):
+        hint = did_you_mean(path.name, _names(path.parent)) or "give a checkpoint folder or a hub id such as org/name"
+        return [source.problem(key, f"no such folder: {path}", hint)]
+    if not _HUB_MODEL.match(base):
+        hint = did_you_mean(base, _names(folder))
+        return [
+            source.problem(key, f"'{base}' is neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf", hint)
+        ]
+    return []
+
+
+def check_data(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
+    """The data: files and folders that exist and hold something, hub names that could be ones."""
+    problems = []
+    for key, data in data_sources(recipe):
+        if data.path is not None:
+            if wrong := _data_problem(folder / Path(data.path).expanduser()):
+                problems.append(source.problem((*key, "path"), *wrong))
+        elif data.hub is not None and not _HUB_DATA_SET.match(data.hub):
+            hint = f"write path: {data.hub}" if looks_like_path(data.hub) else None
+            message = f"expected a hub data set such as org/name; found '{data.hub}'"
+            problems.append(source.problem((*key, "hub"), message, hint))
+    return problems
+
+
+def data_sources(recipe: Recipe) -> Iterator[tuple[KeyPath, DataSource]]:
+    """Every data source of every stage, held-out ones too, with its key path."""
+    for name, stage in recipe.stages.items():
+        for index, data in enumerate(stage.data):
+            yield ("stages", name, "data", index), data
+        for index, data in enumerate(stage.held_out.data):
+            yield ("stages", name, "held_out", "data", index), data
+
+
+def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) -> list[Problem]:
+    """References to stages that are not above in the file. Works on what was read, so that it can be told together
+    with what the schema finds."""
+    stages = data.get("stages")
+    if not isinstance(stages, Mapping):
+        return []
+    problems = []
+    for name, stage in stages.items():
+        for key, reference in _references(stage):
+            path: KeyPath = ("stages", name, *key)
+            wants_rows = key[-1] == "stage"
+            if not wants_rows and (looks_like_path(reference, slashes=0) or (folder / reference).is_dir()):
+                continue  # an adapter folder, looked at with the other files
+            if wrong := _reference_problem(reference, name, stages, wants_rows):
+                problems.append(source.problem(path, *wrong))
+    return problems
+
+
+def _reference_problem(
+    reference: str, reader: str, stages: Mapping[str, Any], wants_rows: bool
+) -> tuple[str, str | None] | None:
+    names = list(stages)
+    above = names[: names.index(reader)]
+    if reference == reader:
+        return f"stage {reader} cannot read itself", None
+    if reference in above:
+        kind = stages[reference].get("kind") if isinstance(stages[reference], Mapping) else None
+        if wants_rows and kind == "sft" and kind not in _KINDS_WITH_ROWS:
+            return f"stage {reference} (sft) writes an adapter, not rows", "start_from takes an adapter"
+        return None
+    if reference in names:
+        return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"
+    hint = did_you_mean(reference, above) or (f"above are: {', '.join(above)}" if above else "none is above")
+    what = "no stage above" if wants_rows else "neither a stage above nor an adapter folder"
+    return f"'{reference}' is {what}", hint
+
+
+def _references(stage: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Key paths within a stage that name another one: start_from, and `stage` of an entry in a list."""
+    if not isinstance(stage, Mapping):
+        return
+    if isinstance(start := stage.get("start_from"), str):
+        yield ("start_from",), start
+    for key, value in stage.items():
+        entries: Any = value
+        path: KeyPath = (key,)
+        if key == "held_out" and isinstance(value, Mapping):
+            entries, path = value.get("data"), ("held_out", "data")
+        for index, entry in enumerate(entries if isinstance(entries, list) else []):
+            if isinstance(entry, Mapping) and isinstance(reference := entry.get("stage"), str):
+                yield (*path, index, "stage"), reference
+
+
+def _check_adapters(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
+    problems = []
+    for name, stage in recipe.stages.items():
+        if stage.start_from is None or stage.start_from in recipe.stages:
+            continue
+        key, path = ("stages", name, "start_from"), folder / Path(stage.start_from).expanduser()
+        if not path.is_dir():
+            problems.append(
+                source.problem(key, f"no such adapter folder: {path}", did_you_mean(path.name, _names(path.parent)))
+            )
+        elif not (path / "adapter_config.json").is_file():
+            problems.append(source.problem(key, f"{path} has no adapter_config.json: not an adapter folder"))
+        elif not (path / "adapter_model.safetensors").is_file():
+            problems.append(
+                source.problem(key, f"{path} has no adapter_model.safetensors: the adapter's weights are missing")
+            )
+    return problems
+
+
+def _data_problem(path: Path) -> tuple[str, str | None] | None:
+    known = ", ".join(DATA_EXTENSIONS)
+    if not path.exists():
+        return f"no such file or folder: {path}", did_you_mean(path.name, _names(path.parent))
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in DATA_EXTENSIONS]
+        if not files:
+            return f"the folder {path} holds no {known} file", None
+        if not any(file.stat().st_size for file in files):
+            return f"the folder {path} holds only empty files", None
+        return None
+    if path.suffix.lower() not in DATA_EXTENSIONS:
+        return f"{path.name}: data files end in {known}", None
+    return (f"{path} is empty", None) if path.stat().st_size == 0 else None
+
+
+def _names(folder: Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
