@@ -5,7 +5,7 @@ Floor 1: no torch, no tokenizers. A family writes spans; `finetune.data.encode` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,7 +123,7 @@ class Family:
             if not self.is_chat:
                 return self._raw(example, add_generation_prompt)
             example = as_dialog(example, answered=not add_generation_prompt)
-        _check_order(example, add_generation_prompt)
+        _check_dialog(example, add_generation_prompt)
         return self.turns(self, example, add_generation_prompt)
 
     def chat_template(self) -> str:
@@ -134,15 +134,50 @@ class Family:
         """The same template on a base of another generation: its licence, and its tokens where they are not fixed."""
         facts = GENERATIONS[generation]
         family = replace(self, generation=generation, licence=facts.licence)
-        if self.bos in self.stop or self.end in self.stop:  # the template ends turns with the generation's own token
-            family = replace(
-                family,
-                **{"bos": facts.bos, "end": facts.end, "stop": (facts.end,), "eos": (facts.end,)},  # type: ignore[arg-type]
-            )
-        return family
+        if self.stop == (self.end,):  # turns end with the generation's own token: </s> or <|end_of_text|>
+            end = facts.end
+            family = replace(family, bos=facts.bos, end=end, stop=(end,), eos=(end,), needs=(facts.bos, end))
+        return replace(family, pads=facts.pads)
 
     def _raw(self, example: Completion, add_generation_prompt: bool) -> list[Span]:
         spans = [Span(self.bos, False, special=True), Span(example.prompt, False)]
         if not add_generation_prompt:
             spans += [Span(example.completion, True), Span(self.end, True, special=True)]
         return spans
+
+
+def as_dialog(completion: Completion, *, answered: bool) -> Dialog:
+    """A prompt and its continuation as one user and one assistant turn, for templates that have turns."""
+    turns = [Message("user", completion.prompt)]
+    if answered:
+        turns.append(Message("assistant", completion.completion))
+    return Dialog(tuple(turns))
+
+
+def is_trained(message: Message) -> bool:
+    """Assistant turns are trained and others are not, unless the row says otherwise."""
+    return message.role == "assistant" if message.trained is None else message.trained
+
+
+def check_turns(turns: Sequence[Message], template: str) -> None:
+    """For templates that know only user, assistant, user, assistant. Raises RenderError at the first other turn."""
+    for index, message in enumerate(turns):
+        expected = "user" if index % 2 == 0 else "assistant"
+        if message.role != expected:
+            before = f"after {turns[index - 1].role}" if index else "at the start"
+            raise RenderError(
+                f"turn {index + 1} is {message.role} {before}, but the {template} template needs user and assistant "
+                f"turns that alternate and start with user: here {expected}"
+            )
+
+
+def _check_dialog(dialog: Dialog, add_generation_prompt: bool) -> None:
+    if not any(message.role != "system" for message in dialog.messages):
+        raise RenderError("the conversation has no turn")
+    for index, message in enumerate(dialog.messages):
+        if message.role == "system" and index > 0:
+            raise RenderError(f"message {index + 1} is a system message, which can only be the first")
+        if message.tool_calls and message.role != "assistant":
+            raise RenderError(f"message {index + 1} has tool calls but is a {message.role} message, not an assistant's")
+    if add_generation_prompt and dialog.messages[-1].role == "assistant":
+        raise RenderError("a prompt must end with a user or tool message; this one ends with an assistant's")
