@@ -93,16 +93,10 @@ class Schedule:
 
 def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
     """Optimiser steps of a run: max_steps, or epochs passes where the last batch of an epoch may be smaller."""
-    return (
-        max_steps
-        if max_steps is not None
-        else max(1, math.ceil(epochs * math.ceil(rows / batch_size) - 1e-9))
-    )
+    return max_steps if max_steps is not None else max(1, math.ceil(epochs * math.ceil(rows / batch_size) - 1e-9))
 
 
-def micro_batches(
-    rows: Sequence[int], lengths: Sequence[int], size: int, *, balance: bool
-) -> list[list[int]]:
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int, *, balance: bool) -> list[list[int]]:
     """Cut one step's rows into forward passes of at most `size` rows, as few as possible, the largest first.
 
     lengths: tokens of each of `rows`. balance False (padded): neighbours in length go together, so that little is

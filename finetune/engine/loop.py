@@ -31,7 +31,7 @@ from finetune.recipe.schema import TrainSettings
 
 
 class Batch(Protocol):
-    """One forward pass. units: what the loss is a mean over; tokens: how many go through the model; rows: their indices."""
+    """One forward pass. units: what the loss is a mean over; tokens: how many the model sees; rows: their indices."""
 
     @property
     def units(self) -> int: ...
@@ -84,7 +84,7 @@ class Progress:
 
 @dataclass
 class Trained:
-    """What the loop leaves: the model holds the final weights. `steps` may be fewer than planned after an early stop."""
+    """What the loop leaves: the model holds the final weights. steps: fewer than planned after an early stop."""
 
     steps: int
     progress: Progress
@@ -98,9 +98,7 @@ class Trained:
 
 def make_accelerator(device: torch.device, compute: torch.dtype) -> Accelerator:
     """accelerate for one process on one device. Raises InputError under a launcher of several processes."""
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="bf16" if compute == torch.bfloat16 else "no"
-    )
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if compute == torch.bfloat16 else "no")
     if accelerator.num_processes != 1:
         raise InputError(
             f"started as {accelerator.num_processes} processes ({accelerator.distributed_type}): this version trains "
@@ -149,9 +147,7 @@ def train(
 
     def save() -> None:
         loop_state = {"progress": asdict(progress), "stopped_early": stopped_early}
-        written = saved.Checkpoint(
-            step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best
-        )
+        written = saved.Checkpoint(step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best)
         saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
 
     def log(metrics: dict[str, Any]) -> None:
@@ -193,9 +189,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batches = work.step_batches(step)
-            loss, norm = _one_step(
-                model, work, batches, parameters, optimizer, settings, accelerator, device, step
-            )
+            loss, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, device, step)
             step += 1
             seconds = time.monotonic() - began
             tokens, units = sum(b.tokens for b in batches), sum(b.units for b in batches)
@@ -270,9 +264,7 @@ def _one_step(
 
 
 @torch.no_grad()
-def held_out_loss(
-    model: nn.Module, work: Work[BatchT], accelerator: Accelerator, device: torch.device
-) -> float:
+def held_out_loss(model: nn.Module, work: Work[BatchT], accelerator: Accelerator, device: torch.device) -> float:
     """Mean loss over all units of the held-out batches; the model's mode and the random state are left as they were."""
     was_training = model.training
     model.eval()

@@ -41,7 +41,7 @@ def peft_config(settings: AdapterSettings) -> LoraConfig:
 
 
 def new_adapter(base: LlamaForCausalLM, settings: AdapterSettings, *, seed: int) -> PeftModel:
-    """Put a fresh adapter on the base. Weights depend on the seed alone. Raises InputError for a target that got none."""
+    """Put a fresh adapter on the base; its weights depend on the seed alone. InputError: a target that got none."""
     check_targets(base, settings)
     torch.manual_seed(seed)
     return get_peft_model(base, peft_config(settings), adapter_name=ADAPTER)
@@ -50,9 +50,7 @@ def new_adapter(base: LlamaForCausalLM, settings: AdapterSettings, *, seed: int)
 def open_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
     """Put a saved adapter on the base, trainable. The folder holds PEFT files in safetensors. Raises InputError."""
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed"
-        )
+        raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
     return PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
 
 
@@ -65,9 +63,7 @@ def check_targets(base: nn.Module, settings: AdapterSettings) -> None:
         try:
             pattern = re.compile(settings.targets)
         except re.error as error:
-            raise InputError(
-                f"adapter.targets: {settings.targets!r} is not a regular expression: {error}"
-            ) from error
+            raise InputError(f"adapter.targets: {settings.targets!r} is not a regular expression: {error}") from error
         if not any(pattern.fullmatch(name) for name in linears):
             raise InputError(
                 f"adapter.targets: {settings.targets!r} matches no linear layer. A regex has to match a full name, "
@@ -76,9 +72,7 @@ def check_targets(base: nn.Module, settings: AdapterSettings) -> None:
     if isinstance(settings.targets, list):
         for target in settings.targets:
             if not any(name == target or name.endswith("." + target) for name in linears):
-                raise InputError(
-                    f"adapter.targets: {target!r} names no linear layer of this base; it has {known}"
-                )
+                raise InputError(f"adapter.targets: {target!r} names no linear layer of this base; it has {known}")
     for module in settings.modules_to_save:
         if not any(name == module or name.endswith("." + module) for name in names):
             raise InputError(f"adapter.modules_to_save: this base has no module {module!r}")
@@ -122,8 +116,8 @@ def save_adapter(
 ) -> None:
     """Write adapter_model.safetensors and adapter_config.json; base + this folder alone = the trained model.
 
-    base_name, revision: what adapter_config.json says the base is. work: where `keep_initial` put the untrained adapter. A pissa or olora adapter is written as an ordinary LoRA of
-    twice the rank, which peft computes exactly from start and end.
+    base_name, revision: what adapter_config.json says the base is. work: where `keep_initial` put the untrained adapter.
+    A pissa or olora adapter is written as an ordinary LoRA of twice the rank, which peft computes from start and end.
     """
     convert = work / _INITIAL if settings.init in ("pissa", "olora") else None
     _save(model, folder, convert)
@@ -168,9 +162,7 @@ def prove_reload(
     model.eval()
     trained = _last_logits(model, ids_T, lengths)
     if not torch.isfinite(trained).all():
-        raise ProofError(
-            f"the trained adapter gives logits that are not finite; nothing was released ({folder})"
-        )
+        raise ProofError(f"the trained adapter gives logits that are not finite; nothing was released ({folder})")
     if fresh is None:
         allowed = 0.0
         model.load_adapter(str(folder), adapter_name="reloaded", is_trainable=False)

@@ -91,9 +91,9 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
 def keep_bitsandbytes_exact(model: nn.Module) -> None:
     """Keep bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
 
-    In eval mode `Linear4bit` (0.50.2) swaps its weight for a packed one that has no autograd and never swaps back: after
-    any evaluation the LoRA gradients below are silently wrong (relative error 0.86) and merging gives garbage. Has to be
-    called after every 4-bit load; it changes nothing on a GPU.
+    In eval mode `Linear4bit` (0.50.2) swaps its weight for a packed one that has no autograd and never swaps back:
+    after any evaluation the LoRA gradients below are silently wrong (relative error 0.86) and merging gives garbage.
+    Has to be called after every 4-bit load; it changes nothing on a GPU.
     """
     import bitsandbytes
 
@@ -115,4 +115,5 @@ def describe(model: LlamaForCausalLM, precision: Precision, device: torch.device
     )
     if model.config.tie_word_embeddings:
         count -= model.config.vocab_size * model.config.hidden_size
-    return f"{count / 1e6:,.1f}M parameters in {precision.load_in}, {footprint:,.0f} MiB, compute {compute} on {device.type}"
+    held = f"{count / 1e6:,.1f}M parameters in {precision.load_in}, {footprint:,.0f} MiB"
+    return f"{held}, compute {compute} on {device.type}"

@@ -1,9 +1,9 @@
 """The ragged forward: rows of different lengths laid end to end, so that the decoder never sees padding.
 
-Rows are given as T tokens [T] with their lengths; the decoder runs once on [1, T] with position ids that restart at every
-row, and the attention function below gives each row's queries exactly that row's keys. It is installed beneath the model
-through transformers' attention registry: a forward that carries a `ragged` layout is served here, every other forward
-(generation, evaluation by other libraries) goes to transformers' own sdpa function unchanged.
+Rows are given as T tokens [T] with their lengths; the decoder runs once on [1, T] with position ids that restart at
+every row, and the attention function below gives each row's queries exactly that row's keys. It is installed beneath
+the model through transformers' attention registry: a forward that carries a `ragged` layout is served here, every other
+forward (generation, evaluation by other libraries) goes to transformers' own sdpa function unchanged.
 
 Never a T x T mask: transformers would build one for position ids that restart, so a 1 x 1 x 1 x 1 tensor is handed in
 as a prepared 4-D mask, which its mask code returns as it is, and which is not used here.
@@ -150,12 +150,8 @@ def ragged_hidden(decoder: nn.Module, ids_T: Tensor, lengths: Sequence[int]) -> 
 def padded_hidden(decoder: nn.Module, ids_T: Tensor, lengths: Sequence[int]) -> Tensor:
     """The same [T, D] by way of the classic rectangle [B, L], padded on the right and masked by position."""
     longest = max(lengths)
-    keep_BL = (
-        torch.arange(longest, device=ids_T.device)[None] < torch.tensor(lengths, device=ids_T.device)[:, None]
-    )
-    ids_BL = ids_T.new_zeros(
-        keep_BL.shape
-    )  # any id serves as padding: it is masked by position, never by value
+    keep_BL = torch.arange(longest, device=ids_T.device)[None] < torch.tensor(lengths, device=ids_T.device)[:, None]
+    ids_BL = ids_T.new_zeros(keep_BL.shape)  # any id serves as padding: it is masked by position, never by value
     ids_BL[keep_BL] = ids_T
     hidden_BLD = decoder(input_ids=ids_BL, attention_mask=keep_BL.long(), use_cache=False).last_hidden_state
     return hidden_BLD[keep_BL]

@@ -1,0 +1,55 @@
+"""`finetune show`: the stages of a recipe and what came out of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from finetune.cli.options import recipe_options
+
+
+@click.command()
+@recipe_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON list: name, kind, state, path, metrics of every stage.")
+def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
+    """Show every stage of a recipe with its state, folder and results.
+
+    \b
+    Example:
+      finetune show recipe.yaml
+      finetune show recipe.yaml --json
+    """
+    from finetune.plan.manifest import read_manifest
+    from finetune.plan.plan import make_plan
+    from finetune.recipe.load import load_recipe
+
+    stages = []
+    for stage in make_plan(load_recipe(recipe, overrides), runs).stages:
+        manifest = read_manifest(stage.folder)
+        path = stage.part if stage.state == "started" else stage.folder
+        metrics = manifest["metrics"] if manifest else None
+        stages.append(
+            {"name": stage.name, "kind": stage.kind, "state": stage.state, "path": str(path), "metrics": metrics}
+        )
+    if as_json:
+        click.echo(json.dumps(stages, indent=2))
+        return
+    for entry in stages:
+        click.echo(f"{entry['name']} ({entry['kind']}): {entry['state']}: {entry['path']}")
+        if entry["metrics"]:
+            for line in _summary(entry["metrics"]):
+                click.echo(f"  {line}")
+
+
+def _summary(metrics: dict[str, Any]) -> list[str]:
+    lines = [f"steps       {metrics['steps']}{', stopped early' if metrics['stopped_early'] else ''}"]
+    lines.append(f"loss        {metrics['first_loss']:.4f} at the first step, {metrics['last_loss']:.4f} at the last")
+    if metrics["held_out"] is not None:
+        best = f", best {metrics['best_held_out']:.4f} at step {metrics['best_step']}"
+        lines.append(f"held out    {metrics['first_held_out']:.4f} before, {metrics['held_out']:.4f} after{best}")
+    speed = metrics["tokens"] / max(metrics["seconds"], 1e-9)
+    lines.append(f"tokens      {metrics['tokens']:,} seen, {metrics['units']:,} trained, {speed:,.0f} a second")
+    return lines

@@ -1,0 +1,47 @@
+"""What a stage is given and what it gives back. A stage sees its own settings and a Job, never the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.plan.base_files import BaseFiles
+from finetune.recipe.schema import AdapterSettings, ModelSettings, WandbSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """name: of the stage. out: the folder to write the result into. work: for checkpoints and what else is thrown away.
+
+    inputs: folders of the finished stages that this one reads, by name. locate: a path as the recipe writes it → where
+    it is. say: shows the user a line.
+    """
+
+    name: str
+    recipe_name: str
+    fingerprint: str
+    seed: int
+    base: BaseFiles
+    model: ModelSettings
+    adapter: AdapterSettings
+    wandb: WandbSettings | None
+    inputs: Mapping[str, Path]
+    out: Path
+    work: Path
+    cache: Path
+    locate: Callable[[str], Path]
+    say: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage reports for its manifest; every value is JSON."""
+
+    metrics: Mapping[str, Any]
+    data: Mapping[str, Any]
+    family: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    proof: Mapping[str, Any]
+    extra: Mapping[str, Any] = field(default_factory=dict)

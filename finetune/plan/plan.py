@@ -1,0 +1,151 @@
+"""The plan: a recipe's stages in order, each with its inputs, fingerprint, folder, state and needs. No torch.
+
+A fingerprint is a hash of all that a stage's result depends on: its settings, the base, the adapter settings, the
+seed, the content of its data, and the fingerprints of the stages it reads. Same inputs, same folder: done work is
+found again, changed work gets a folder of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.durable import sha256
+from finetune.errors import InputError
+from finetune.plan.base_files import BaseFiles, locate_base
+from finetune.plan.digest import source_digest
+from finetune.plan.estimate import Estimate, estimate
+from finetune.plan.manifest import read_manifest
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.schema import DataSource, Recipe, Stage
+
+State = Literal["done", "started", "to do"]
+RULES = 1
+"""Raised when the meaning of a setting changes, so that results of older rules are not taken for new ones."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage. inputs: names of the stages it reads. folder: where its run is, or will be."""
+
+    name: str
+    kind: str
+    settings: Stage
+    fingerprint: str
+    folder: Path
+    state: State
+    inputs: tuple[str, ...]
+    estimate: Estimate
+
+    @property
+    def part(self) -> Path:
+        """The folder of unfinished work."""
+        return self.folder.with_name(self.folder.name + ".part")
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    base: BaseFiles
+    stages: tuple[PlannedStage, ...]
+
+    def stage(self, name: str) -> PlannedStage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def needed_for(self, names: set[str]) -> list[PlannedStage]:
+        """The named stages and all that they read, in the recipe's order."""
+        wanted = set(names)
+        for stage in reversed(self.stages):
+            if stage.name in wanted:
+                wanted.update(stage.inputs)
+        return [stage for stage in self.stages if stage.name in wanted]
+
+
+def make_plan(loaded: LoadedRecipe, runs: Path, *, weights: bool = False) -> Plan:
+    """Plan a recipe below the folder `runs`. weights: also fetch a hub base's weights. Raises InputError."""
+    recipe = loaded.recipe
+    base = locate_base(recipe.model, loaded.folder, weights=weights)
+    planned: dict[str, PlannedStage] = {}
+    for name, settings in recipe.stages.items():
+        inputs = stages_read(settings, set(planned))
+        fingerprint = stage_fingerprint(recipe, settings, base, planned, loaded.locate)
+        folder = runs / recipe.name / f"{name}-{fingerprint[:12]}"
+        planned[name] = PlannedStage(
+            name,
+            settings.kind,
+            settings,
+            fingerprint,
+            folder,
+            _state(folder),
+            inputs,
+            estimate(base.config, recipe.model, recipe.adapter, settings.train),
+        )
+    return Plan(recipe, base, tuple(planned.values()))
+
+
+def data_sources(settings: Stage) -> list[DataSource]:
+    """Every data source of a stage, held-out ones last."""
+    return [*settings.data, *settings.held_out.data]
+
+
+def stages_read(settings: Stage, above: set[str]) -> tuple[str, ...]:
+    """Names of the earlier stages that a stage reads, in order, each once."""
+    names = [source.stage for source in data_sources(settings) if source.stage is not None]
+    if settings.start_from is not None and settings.start_from in above:
+        names.append(settings.start_from)
+    return tuple(dict.fromkeys(names))
+
+
+def stage_fingerprint(
+    recipe: Recipe,
+    settings: Stage,
+    base: BaseFiles,
+    planned: Mapping[str, PlannedStage],
+    locate: Callable[[str], Path],
+) -> str:
+    """64 hex digits. Names of files and folders do not enter, their content does."""
+
+    def named(value: Any) -> Any:
+        if isinstance(value, DataSource):
+            if value.stage is not None:
+                place = f"stage:{planned[value.stage].fingerprint}"
+            else:
+                place = source_digest(value, locate)
+            rest = value.model_dump(mode="json", exclude={"path", "hub", "stage", "revision"})
+            return {"content": place, **rest}
+        return value
+
+    start = settings.start_from
+    if start is not None:
+        start = f"stage:{planned[start].fingerprint}" if start in planned else adapter_digest(locate(start))
+    content = {
+        "rules": RULES,
+        "seed": recipe.seed,
+        "base": base.digest,
+        "model": recipe.model.model_dump(mode="json", exclude={"base", "revision"}),
+        "adapter": recipe.adapter.model_dump(mode="json"),
+        "stage": settings.model_dump(mode="json", exclude={"data", "held_out", "start_from"}),
+        "held_out": settings.held_out.model_dump(mode="json", exclude={"data"}),
+        "data": [named(source) for source in settings.data],
+        "held_out_data": [named(source) for source in settings.held_out.data],
+        "start_from": start,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def adapter_digest(folder: Path) -> str:
+    """What identifies an adapter folder: its weights and configuration. Raises InputError where there is none."""
+    files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
+    if missing := [path.name for path in files if not path.is_file()]:
+        raise InputError(f"start_from: {folder} holds no adapter: {missing[0]} is missing")
+    return "adapter:" + hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
+
+
+def _state(folder: Path) -> State:
+    if read_manifest(folder) is not None:
+        return "done"
+    return "started" if folder.with_name(folder.name + ".part").is_dir() else "to do"

@@ -1,0 +1,189 @@
+"""Walk a plan: each stage once, locked, resumable, proven, and named only when it is complete.
+
+A run is made in `<folder>.part`: what the stage writes lies there, what it throws away (checkpoints) in `work/` below.
+At the end the manifest, with the hash of every file, is written last, the folder is flushed and gets its name in one
+rename; only then is `work/` removed. A kill at any moment leaves either an unfinished `.part`, which the next run goes
+on with, or a finished run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from finetune.durable import describe_files, is_disk_full, rename, sync_tree
+from finetune.engine.job import Job, Outcome
+from finetune.errors import DiskFullError, RunBusyError
+from finetune.plan.manifest import read_manifest, write_manifest
+from finetune.plan.plan import Plan, PlannedStage, make_plan
+from finetune.recipe.load import LoadedRecipe
+
+_LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets", "finetune")
+_KEPT_FROM_WORK = ("metrics.jsonl", "wandb")
+
+
+def run_recipe(loaded: LoadedRecipe, runs: Path, say: Callable[[str], None], *, kinds: set[str] | None = None) -> Plan:
+    """Run what is not done of a recipe: all of it, or the stages of some kinds and what they read.
+
+    say: shows the user a line. Returns the plan as it stands afterwards. Errors: see finetune.errors.
+    """
+    plan = make_plan(loaded, runs, weights=True)
+    chosen = {stage.name for stage in plan.stages if kinds is None or stage.kind in kinds}
+    if plan.base.revision:
+        say(f"{plan.base.name} at commit {plan.base.revision}")
+    for stage in plan.needed_for(chosen):
+        run_stage(loaded, plan, stage, runs, say)
+    return make_plan(loaded, runs)
+
+
+def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path, say: Callable[[str], None]) -> None:
+    """Bring one stage to its finished folder; the stages it reads are finished already."""
+    stage.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(stage.folder):
+        if read_manifest(stage.folder) is not None:
+            shutil.rmtree(stage.folder / "work", ignore_errors=True)
+            say(f"{stage.name}: already done, nothing to do: {stage.folder}")
+            return
+        part, work = stage.part, stage.part / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        for left in part.iterdir():  # what an interrupted ending wrote is written again
+            if left != work:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        job = Job(
+            name=stage.name,
+            recipe_name=plan.recipe.name,
+            fingerprint=stage.fingerprint,
+            seed=plan.recipe.seed,
+            base=plan.base,
+            model=plan.recipe.model,
+            adapter=plan.recipe.adapter,
+            wandb=plan.recipe.track.wandb,
+            inputs={name: plan.stage(name).folder for name in stage.inputs},
+            out=part,
+            work=work,
+            cache=runs / ".cache",
+            locate=loaded.locate,
+            say=lambda line: say(f"{stage.name}: {line}"),
+        )
+        began = time.time()
+        try:
+            outcome = _stage_function(stage.kind)(stage.settings, job)
+            _keep(work, part)
+            files = describe_files(part, leave_out=[p.relative_to(part).as_posix() for p in work.rglob("*")])
+            sync_tree(part)
+            write_manifest(part, _manifest(loaded, plan, stage, outcome, files, time.time() - began))
+            rename(part, stage.folder)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"the disk is full: {part} could not be written. Free some space and run the same command again: "
+                    "it goes on from the last checkpoint"
+                ) from error
+            raise
+        shutil.rmtree(stage.folder / "work")
+    say(f"{stage.name}: done: {stage.folder}")
+
+
+def _keep(work: Path, part: Path) -> None:
+    """Copy, not move: killed before the manifest, the next session goes on from `work` as it was."""
+    for name in _KEPT_FROM_WORK:
+        source = work / name
+        if source.is_dir():
+            shutil.copytree(source, part / name, symlinks=True)
+        elif source.is_file():
+            shutil.copyfile(source, part / name)
+
+
+def _stage_function(kind: str) -> Callable[[Any, Job], Outcome]:
+    """The function of a stage kind, imported only now: it brings torch with it."""
+    if kind == "sft":
+        from finetune.stages.sft import run
+
+        return run
+    raise AssertionError(f"the schema let an unknown kind through: {kind}")
+
+
+def _manifest(
+    loaded: LoadedRecipe,
+    plan: Plan,
+    stage: PlannedStage,
+    outcome: Outcome,
+    files: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "name": f"{plan.recipe.name}/{stage.name}",
+        "stage": stage.name,
+        "kind": stage.kind,
+        "fingerprint": stage.fingerprint,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "base": {
+            "name": plan.base.name,
+            "revision": plan.base.revision,
+            "digest": plan.base.digest,
+            "architecture": plan.base.config.get("architectures"),
+        },
+        "family": outcome.family,
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "overrides": list(loaded.overrides),
+        "inputs": {name: plan.stage(name).fingerprint for name in stage.inputs},
+        "resolved": outcome.resolved,
+        "data": outcome.data,
+        "metrics": outcome.metrics,
+        "proof": outcome.proof,
+        **outcome.extra,
+        "environment": {
+            "python": platform.python_version(),
+            "system": f"{platform.system()} {platform.machine()}",
+            "hardware": _hardware(),
+            "libraries": {name: version(name) for name in _LIBRARIES},
+        },
+        "files": files,
+    }
+
+
+def _hardware() -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores"
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Hold `<folder>.lock`, so that two processes cannot write one run. The lock dies with its process."""
+    path = folder.with_name(folder.name + ".lock")
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
+            os.close(handle)
+            raise RunBusyError(
+                f"another process (pid {owner}) is working on {folder}: wait until it is done, or stop it (its work is kept)"
+            ) from None
+        # The last owner removes the file: a lock on a removed file is no lock, so try again with the new one.
+        if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+            break
+        os.close(handle)
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(handle)
