@@ -1,0 +1,164 @@
+"""A recipe's data source to rows: files, hub data sets and earlier stages, read in order, each row checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from finetune.data.convert import to_example
+from finetune.data.fields import RowFault
+from finetune.data.formats import Known, known_format, unused_columns
+from finetune.data.readers import Fault, RawRow, read_file, row_of
+from finetune.errors import DataError
+from finetune.plan.digest import data_files, hub_commit, local_hub_folder, source_digest, source_label
+from finetune.recipe.schema import DataSource
+from finetune.shapes import Completion, Dialog, Example, Origin, Row
+
+LISTED_ROWS = 5
+"""How many bad or dropped rows a message names; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """All rows of one source in the order of its files. format: as announced; several where files differ."""
+
+    source: DataSource
+    label: str
+    format: str
+    digest: str
+    rows: Sequence[Row]
+
+
+def read_source(
+    source: DataSource,
+    *,
+    locate: Callable[[str], Path],
+    stage_outputs: Mapping[str, Path],
+    say: Callable[[str], None],
+) -> SourceRows:
+    """Read, detect the format, check and convert every row; a stream is read up to its `take`.
+
+    locate: makes a path of the recipe absolute. stage_outputs: where the rows of earlier stages lie. say: gets
+    one line on what was found. Raises DataError, for bad rows with the first few and their number.
+    """
+    label = source_label(source)
+    rows: list[Row] = []
+    faults: list[tuple[Fault, str | Path]] = []
+    formats: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    for shown, path, raw in _parts(source, label, locate, stage_outputs):
+        good = [row for row in raw if isinstance(row, RawRow)]
+        part_faults = [row for row in raw if isinstance(row, Fault)]
+        if good or not part_faults:
+            known = known_format(source.format, source.fields, good, str(path))
+            formats[known.name + (" (detected)" if known.detected else "")] = None
+            for column in unused_columns(known, good):
+                notes[column] = None
+            part_faults += _convert(good, known, rows)
+        faults += [(fault, path) for fault in part_faults]
+    if faults:
+        raise bad_rows(faults, len(rows) + len(faults))
+    say(
+        f"{label}: {len(rows):,} rows, format {' and '.join(formats)}"
+        + (f"; fields not used: {', '.join(notes)}" if notes else "")
+    )
+    return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows)
+
+
+def bad_rows(faults: Sequence[tuple[Fault, str | Path]], total: int) -> DataError:
+    """One error that names the first bad rows, each as file, line, field and reason, and counts the rest."""
+    faults = sorted(faults, key=lambda item: (item[0].origin.source, item[0].origin.line or item[0].origin.row or 0))
+    first, path = faults[0]
+    message = first.reason
+    if len(faults) > 1:
+        more = [_one_line(fault, path) for fault, path in faults[1:LISTED_ROWS]]
+        message += "".join(f"\n{line}" for line in more)
+        message += f"\n{len(faults):,} of {total:,} rows cannot be used"
+        message += f"; the first {LISTED_ROWS} are listed" if len(faults) > LISTED_ROWS else ""
+    return DataError(message, path=path, line=first.origin.line, row=first.origin.row, field=first.field)
+
+
+def content_key(example: Example) -> bytes:
+    """sha256 of what an example says: equal for exact duplicates, whatever file and format they came in."""
+    value: list[Any]
+    if isinstance(example, Dialog):
+        value = ["dialog", list(example.tools)]
+        for m in example.messages:
+            calls = [[call.name, call.arguments] for call in m.tool_calls]
+            value.append([m.role, m.content, calls, m.context, m.trained])
+    elif isinstance(example, Completion):
+        value = ["completion", example.prompt, example.completion]
+    else:
+        value = ["text", example.text]
+    # default=str: Parquet has dates and the like inside tool descriptions.
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False, default=str).encode()).digest()
+
+
+def _one_line(fault: Fault, path: str | Path) -> str:
+    origin = fault.origin
+    return str(DataError(fault.reason, path=path, line=origin.line, row=origin.row, field=fault.field))
+
+
+def _convert(raw: Iterable[RawRow], known: Known, rows: list[Row]) -> list[Fault]:
+    """Append what can be used to `rows`; give back what cannot."""
+    faults = []
+    for row in raw:
+        try:
+            rows.append(Row(to_example(row.values, known), row.origin))
+        except RowFault as fault:
+            faults.append(Fault(row.origin, fault.reason, fault.field))
+    return faults
+
+
+def _parts(
+    source: DataSource, label: str, locate: Callable[[str], Path], stage_outputs: Mapping[str, Path]
+) -> Iterator[tuple[str, str | Path, list[RawRow | Fault]]]:
+    """The files of a source, or a hub data set as one: (name in origins, place in errors, rows)."""
+    if source.hub is not None:
+        rows = list(_hub_rows(source, label, locate))
+        if not rows:
+            raise DataError("has no rows", path=label)
+        yield label, label, rows
+        return
+    if source.stage is not None:
+        if source.stage not in stage_outputs:
+            raise DataError(f"stage '{source.stage}' has no rows yet: run it first", path=label)
+        folder = stage_outputs[source.stage]
+    else:
+        assert source.path is not None  # the schema: exactly one of path, hub, stage
+        folder = locate(source.path)
+    for file in data_files(folder):
+        shown = label if file == folder else f"{label.rstrip('/')}/{file.relative_to(folder).as_posix()}"
+        rows = list(read_file(file, shown))
+        if not rows:
+            raise DataError("has no rows", path=file)
+        yield shown, file, rows
+
+
+def _hub_rows(source: DataSource, label: str, locate: Callable[[str], Path]) -> Iterator[RawRow | Fault]:
+    assert source.hub is not None
+    folder = local_hub_folder(source.hub, locate)
+    revision = None if folder else hub_commit(source.hub, source.revision)
+
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = datasets.load_dataset(
+            str(folder or source.hub),
+            source.subset,
+            split=source.split,
+            revision=revision,
+            streaming=source.streaming,
+        )
+        for index, row in enumerate(islice(rows, source.take) if source.streaming else rows):
+            yield row_of(row, Origin(label, row=index))
+    except (DatasetsError, OSError, ValueError, TypeError) as error:
+        # `datasets` speaks of unknown splits and subsets, broken files and unreachable hosts in these four.
+        cause = error.__cause__ or error
+        raise DataError(f"could not be read by the datasets library: {cause}", path=label) from error
