@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from finetune.data.tokenizer import Pieces, Tokenizer
 from finetune.errors import InputError
 from finetune.families.base import Family, RenderError, Span, as_dialog
-from finetune.shapes import Completion, Dialog, Example, Message
+from finetune.shapes import Completion, Example, Message, Text
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def encode(
     laid_out: list[list[_Special | _Text] | InputError] = []
     for example in examples:
         try:
-            laid_out.append(_layout(family.render(_with_system(example, family, system)), tokenizer))
+            laid_out.append(_layout(family.render(_with_system(example, family, system, answered=True)), tokenizer))
         except InputError as error:
             laid_out.append(error)
     pieces = _tokenise([row for row in laid_out if not isinstance(row, InputError)], tokenizer)
@@ -65,19 +65,21 @@ def encode(
     return [row if isinstance(row, InputError) else _assemble(row, pieces, whole) for row in laid_out]
 
 
-def encode_prompt(dialog: Dialog, family: Family, tokenizer: Tokenizer, system: str | None = None) -> list[int]:
-    """Ids of a conversation up to where the next answer begins. Raises RenderError."""
-    spans = family.render(_with_system(dialog, family, system), add_generation_prompt=True)
+def encode_prompt(example: Example, family: Family, tokenizer: Tokenizer, system: str | None = None) -> list[int]:
+    """Ids up to where the answer begins: of a conversation that ends with the user, of a completion's prompt, of an
+    open text. Raises RenderError.
+    """
+    spans = family.render(_with_system(example, family, system, answered=False), add_generation_prompt=True)
     row = _layout(spans, tokenizer)
     return _assemble(row, _tokenise([row], tokenizer), False).input_ids
 
 
-def _with_system(example: Example, family: Family, system: str | None) -> Example:
-    if system is None or not family.is_chat:
+def _with_system(example: Example, family: Family, system: str | None, *, answered: bool) -> Example:
+    if system is None or not family.is_chat or isinstance(example, Text):
         return example
     if isinstance(example, Completion):
-        example = as_dialog(example, answered=True)
-    if not isinstance(example, Dialog) or any(message.role == "system" for message in example.messages):
+        example = as_dialog(example, answered=answered)
+    if any(message.role == "system" for message in example.messages):
         return example
     return replace(example, messages=(Message("system", system), *example.messages))
 

@@ -127,8 +127,12 @@ class Family:
         return self.turns(self, example, add_generation_prompt)
 
     def chat_template(self) -> str:
-        """The Jinja chat template, to be saved beside the adapter: the same text as `render` writes."""
-        return "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in self.jinja)
+        """The Jinja chat template, to be saved beside the adapter: the same text as `render` writes.
+
+        The tokens that it writes are named in it: a tokenizer's own idea of `eos_token` may be another.
+        """
+        tokens = f"{{%- set bos_token = '{self.bos}' -%}}\n{{%- set eos_token = '{self.end}' -%}}\n"
+        return tokens + "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in self.jinja)
 
     def on(self, generation: str) -> Family:
         """The same template on a base of another generation: its licence, and its tokens where they are not fixed."""

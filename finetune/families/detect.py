@@ -35,7 +35,7 @@ FAMILIES: Mapping[str, Family] = {
 """By the recipe's `model.template`."""
 
 META_VOCABULARY = {"llama1": (32000,), "llama2": (32000, 32016), "llama3": (128256,)}
-_LLAMA3_BY_ROPE_FACTOR = {8: "llama3.1", 32: "llama3.2"}
+_LLAMA3_BY_ROPE_FACTOR = {8.0: "llama3.1", 32.0: "llama3.2"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _llama3_generation(config: Mapping[str, Any], special_tokens: Mapping[str, i
     tokens = "the tokenizer has Llama 3's chat tokens"
     kind, factor = _rope(config)
     if kind == "llama3":
-        generation = _LLAMA3_BY_ROPE_FACTOR.get(factor or 0, "llama3.1")
+        generation = _LLAMA3_BY_ROPE_FACTOR.get(factor, "llama3.1")
         why = f"{tokens}, the config Llama 3's scaled positions with factor {factor:g}"
         if generation == "llama3.2":
             return generation, f"{why}, as only 3.2 1B and 3B"
@@ -130,11 +130,10 @@ def _llama3_generation(config: Mapping[str, Any], special_tokens: Mapping[str, i
     return "llama3", f"{tokens}, and positions are not scaled"
 
 
-def _rope(config: Mapping[str, Any]) -> tuple[str, float | None]:
+def _rope(config: Mapping[str, Any]) -> tuple[str, float]:
     """(rope type, factor): `rope_parameters` in transformers 5, `rope_scaling` before."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    factor = rope.get("factor")
-    return str(rope.get("rope_type", rope.get("type", "default"))), None if factor is None else float(factor)
+    return str(rope.get("rope_type", rope.get("type", "default"))), float(rope.get("factor", 1))
 
 
 def _sentencepiece_generation(config: Mapping[str, Any]) -> tuple[str, str]:
