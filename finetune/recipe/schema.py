@@ -92,6 +92,8 @@ class TrackSettings(Settings):
 class DataSource(Settings):
     """Rows for a stage: exactly one of path, hub or stage."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [key]} for key in ("path", "hub", "stage")]})
+
     path: Text | None = None
     """A .jsonl, .json, .csv, .parquet or .txt file, or a folder of such files, relative to the recipe."""
     hub: Text | None = None

@@ -59,8 +59,12 @@ def describe(annotation: Any) -> str:
         inside = {describe(argument) for argument in arguments}
         return f"a list of {len(arguments)}, each {' or '.join(sorted(inside))}"
     if origin is list:
-        a_list = "a list of at least one" if _not_empty(constraints) else "a list of"
-        return f"{a_list} {'section' if is_section(unwrap(arguments[0])[0]) else describe(arguments[0])}"
+        entry = "a section" if is_section(unwrap(arguments[0])[0]) else describe(arguments[0])
+        return (
+            f"a list, each entry {entry}"
+            if not _not_empty(constraints)
+            else f"a list of at least one entry, each {entry}"
+        )
     if origin is dict and not any(is_section(member) for member in members(arguments[1])):
         return f"a section, each value {describe(arguments[1])}"
     return "a section"
