@@ -104,13 +104,9 @@ def _messages(row: Record, name: str) -> list[Message]:
     messages = []
     for turn in row.children(name):
         role = _role(turn.text("role"), _ROLES, turn.path("role"))
-        calls = tuple(
-            _tool_call(call, turn.path("tool_calls")) for call in turn.items("tool_calls", required=False)
-        )
+        calls = tuple(_tool_call(call, turn.path("tool_calls")) for call in turn.items("tool_calls", required=False))
         if calls and role != "assistant":
-            raise RowFault(
-                f"only the assistant calls tools, this is the {role}'s turn", turn.path("tool_calls")
-            )
+            raise RowFault(f"only the assistant calls tools, this is the {role}'s turn", turn.path("tool_calls"))
         content = _content(turn, may_be_blank=bool(calls) or role in ("system", "tool"))
         if role != "system" or content.strip():
             messages.append(Message(role, content, calls, trained=_weight(turn, role)))
@@ -128,9 +124,7 @@ def _content(turn: Record, *, may_be_blank: bool) -> str:
             if not isinstance(part, Mapping):
                 raise RowFault(f"should be an object, is {kind_of(part)}", f"{at}[{index}]")
             if part.get("type", "text") != "text":
-                raise RowFault(
-                    f"a part of type '{part['type']}': only text is trained here", f"{at}[{index}]"
-                )
+                raise RowFault(f"a part of type '{part['type']}': only text is trained here", f"{at}[{index}]")
         value = "".join(
             Record(part, {}, f"{at}[{i}].").checked(part.get("text"), "text") for i, part in enumerate(value)
         )

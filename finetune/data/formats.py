@@ -32,9 +32,7 @@ FORMATS: Mapping[str, Format] = {
     "alpaca": Format(("instruction", "output"), ("input", "history", "system")),
     "sharegpt": Format(("conversations",), ("tools", "system"), ("from", "value")),
     "messages": Format(("messages",), ("tools",), ("role", "content", "tool_calls", "weight")),
-    "prompt_completion": Format(
-        ("prompt", "completion"), ("tools",), ("role", "content", "tool_calls", "weight")
-    ),
+    "prompt_completion": Format(("prompt", "completion"), ("tools",), ("role", "content", "tool_calls", "weight")),
     "text": Format(("text",)),
 }
 
@@ -74,9 +72,7 @@ def known_format(name: str, fields: Mapping[str, str], rows: Sequence[RawRow], s
             found.setdefault(fit, (row, columns))
     if len(found) > 1:
         where = " and ".join(f"{fit} ({row.origin})" for fit, (row, _) in found.items())
-        raise DataError(
-            f"its rows look like different formats: {where}; say which one with format:", path=shown
-        )
+        raise DataError(f"its rows look like different formats: {where}; say which one with format:", path=shown)
     if not found:
         raise DataError(_unknown(rows[0].values) if rows else "no row can be read", path=shown)
     (fit, (_, columns)) = next(iter(found.items()))
@@ -100,9 +96,7 @@ def unused_columns(known: Known, rows: Sequence[RawRow]) -> list[str]:
 
 def _check_fields(name: str, fields: Mapping[str, str], shown: str) -> None:
     names = (
-        FORMATS[name].names
-        if name != "auto"
-        else tuple(dict.fromkeys(n for f in FORMATS.values() for n in f.names))
+        FORMATS[name].names if name != "auto" else tuple(dict.fromkeys(n for f in FORMATS.values() for n in f.names))
     )
     for key in fields:
         if key not in names:
@@ -156,17 +150,11 @@ def _advice(there: Sequence[str]) -> str:
         return " These look like pairs for preference training, which an sft stage does not read."
     for format_ in FORMATS.values():
         missing = [need for need in format_.needs if need not in there]
-        near = {
-            need: suggest(need, [key for key in there if key not in format_.needs], 0.75) for need in missing
-        }
+        near = {need: suggest(need, [key for key in there if key not in format_.needs], 0.75) for need in missing}
         if missing and all(near.values()):
-            return (
-                " Did you mean " + " and ".join(f"'{need}' for '{key}'" for need, key in near.items()) + "?"
-            )
+            return " Did you mean " + " and ".join(f"'{need}' for '{key}'" for need, key in near.items()) + "?"
     for name in ("prompt_completion", "messages", "text"):
-        pairs = {
-            need: next((w for w in _OTHER_WORDS[need] if w in there), None) for need in FORMATS[name].needs
-        }
+        pairs = {need: next((w for w in _OTHER_WORDS[need] if w in there), None) for need in FORMATS[name].needs}
         if all(pairs.values()):
             renamed = ", ".join(f"{need}: {key}" for need, key in pairs.items())
             return f" If they are {name} under other names, say so: format: {name}, fields: {{{renamed}}}"

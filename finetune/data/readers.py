@@ -80,9 +80,7 @@ def _jsonl(path: Path, shown: str) -> Iterator[RawRow | Fault]:
             try:
                 value = json.loads(line.decode("utf-8"))
             except UnicodeDecodeError as error:
-                yield Fault(
-                    origin, f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}"
-                )
+                yield Fault(origin, f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}")
             except json.JSONDecodeError as error:
                 yield Fault(origin, f"not valid JSON: {error.msg} at column {error.colno}")
             except RecursionError:
@@ -90,9 +88,7 @@ def _jsonl(path: Path, shown: str) -> Iterator[RawRow | Fault]:
             else:
                 fault = row_of(value, origin)
                 if number == 1 and isinstance(fault, Fault) and isinstance(value, list):
-                    raise DataError(
-                        "holds a JSON array, not one object a line; name it .json", path=path, line=1
-                    )
+                    raise DataError("holds a JSON array, not one object a line; name it .json", path=path, line=1)
                 yield fault
 
 
@@ -104,9 +100,7 @@ def _json(path: Path, shown: str) -> Iterator[RawRow | Fault]:
         if error.msg == "Extra data" and content.lstrip().startswith("{") and _first_line_is_object(content):
             yield from _jsonl(path, shown)  # JSON lines under the name .json: common, and unmistakable
             return
-        raise DataError(
-            f"not valid JSON: {error.msg} at column {error.colno}", path=path, line=error.lineno
-        ) from error
+        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}", path=path, line=error.lineno) from error
     except RecursionError as error:
         raise DataError("JSON nested too deeply", path=path) from error
     if isinstance(value, dict):
@@ -153,9 +147,7 @@ def _csv(path: Path, shown: str) -> Iterator[RawRow | Fault]:
             else:
                 yield RawRow(dict(zip(header, cells, strict=True)), origin)
     except csv.Error as error:
-        raise DataError(
-            f"not valid CSV in the row that begins here: {error}", path=path, line=line
-        ) from error
+        raise DataError(f"not valid CSV in the row that begins here: {error}", path=path, line=line) from error
 
 
 def _parquet(path: Path, shown: str) -> Iterator[RawRow | Fault]:

@@ -25,13 +25,17 @@ LISTED_ROWS = 5
 
 @dataclass(frozen=True)
 class SourceRows:
-    """All rows of one source in the order of its files. format: as announced; several where files differ."""
+    """All rows of one source in the order of its files. format: as announced; several where files differ.
+
+    places: where the files lie, by the name that origins have for them.
+    """
 
     source: DataSource
     label: str
     format: str
     digest: str
     rows: Sequence[Row]
+    places: Mapping[str, str]
 
 
 def read_source(
@@ -48,7 +52,8 @@ def read_source(
     """
     label = source_label(source)
     rows: list[Row] = []
-    faults: list[tuple[Fault, str | Path]] = []
+    faults: list[Fault] = []
+    places: dict[str, str] = {}
     formats: dict[str, None] = {}
     notes: dict[str, None] = {}
     for shown, path, raw in _parts(source, label, locate, stage_outputs):
@@ -60,27 +65,27 @@ def read_source(
             for column in unused_columns(known, good):
                 notes[column] = None
             part_faults += _convert(good, known, rows)
-        faults += [(fault, path) for fault in part_faults]
+            part_faults.sort(key=lambda fault: fault.origin.line or fault.origin.row or 0)
+        faults += part_faults
+        places[shown] = str(path)
     if faults:
-        raise bad_rows(faults, len(rows) + len(faults))
+        raise bad_rows(faults, len(rows) + len(faults), places)
     say(
         f"{label}: {len(rows):,} rows, format {' and '.join(formats)}"
         + (f"; fields not used: {', '.join(notes)}" if notes else "")
     )
-    return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows)
+    return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows, places)
 
 
-def bad_rows(faults: Sequence[tuple[Fault, str | Path]], total: int) -> DataError:
+def bad_rows(faults: Sequence[Fault], total: int, places: Mapping[str, str]) -> DataError:
     """One error that names the first bad rows, each as file, line, field and reason, and counts the rest."""
-    faults = sorted(faults, key=lambda item: (item[0].origin.source, item[0].origin.line or item[0].origin.row or 0))
-    first, path = faults[0]
-    message = first.reason
+    errors = [_error(fault, fault.reason, places) for fault in faults[:LISTED_ROWS]]
+    message = faults[0].reason
     if len(faults) > 1:
-        more = [_one_line(fault, path) for fault, path in faults[1:LISTED_ROWS]]
-        message += "".join(f"\n{line}" for line in more)
+        message += "".join(f"\n{error}" for error in errors[1:])
         message += f"\n{len(faults):,} of {total:,} rows cannot be used"
         message += f"; the first {LISTED_ROWS} are listed" if len(faults) > LISTED_ROWS else ""
-    return DataError(message, path=path, line=first.origin.line, row=first.origin.row, field=first.field)
+    return _error(faults[0], message, places)
 
 
 def content_key(example: Example) -> bytes:
@@ -99,9 +104,10 @@ def content_key(example: Example) -> bytes:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, default=str).encode()).digest()
 
 
-def _one_line(fault: Fault, path: str | Path) -> str:
+def _error(fault: Fault, message: str, places: Mapping[str, str]) -> DataError:
     origin = fault.origin
-    return str(DataError(fault.reason, path=path, line=origin.line, row=origin.row, field=fault.field))
+    path = places.get(origin.source, origin.source)
+    return DataError(message, path=path, line=origin.line, row=origin.row, field=fault.field)
 
 
 def _convert(raw: Iterable[RawRow], known: Known, rows: list[Row]) -> list[Fault]:
@@ -145,8 +151,9 @@ def _hub_rows(source: DataSource, label: str, locate: Callable[[str], Path]) -> 
     folder = local_hub_folder(source.hub, locate)
     revision = None if folder else hub_commit(source.hub, source.revision)
 
-    import datasets
     from datasets.exceptions import DatasetsError
+
+    import datasets
 
     try:
         rows = datasets.load_dataset(

@@ -27,7 +27,8 @@ class TokenRows:
     """N rows over shared token arrays; choosing and cutting rows copies no tokens.
 
     ids: int32 [T]. trained: uint8 [T], 0 or 1. starts, lengths: int64 [N], row i is ids[starts[i]:][:lengths[i]].
-    trained_counts: int64 [N], trained tokens a row. origin: int64 [N], the row's number in the order of the files.
+    trained_counts: int64 [N], tokens a row that are learnt: trained, its first left out, which nothing predicts.
+    origin: int64 [N], the row's number in the order of the files.
     """
 
     ids: NDArray[np.int32]
@@ -65,7 +66,7 @@ class TokenRows:
             trained = np.flatnonzero(kept)
             # Behind the last trained token stands the beginning of a prompt that nobody answers any more.
             lengths[row] = trained[-1] + 1 if len(trained) else max_length
-            counts[row] = len(trained)
+            counts[row] = np.count_nonzero(kept[1:])
         return TokenRows(self.ids, self.trained, self.starts, lengths, counts, self.origin)
 
 
@@ -90,9 +91,7 @@ def pack(rows: Iterable[tuple[Sequence[int], Sequence[int]]]) -> TokenRows:
     return _rows(np.concatenate(ids), np.concatenate(trained), np.asarray(lengths, dtype=np.int64))
 
 
-def load_or_make(
-    folder: Path | None, key: str, make: Callable[[], TokenRows], say: Callable[[str], None]
-) -> TokenRows:
+def load_or_make(folder: Path | None, key: str, make: Callable[[], TokenRows], say: Callable[[str], None]) -> TokenRows:
     """The rows stored under `key`, or made and stored there. A broken entry is not used and made anew.
 
     folder: of all entries; None = nothing is stored. A cache that cannot be written is said, not an error.
@@ -108,7 +107,7 @@ def load_or_make(
     try:
         _save(entry, key, rows)
     except OSError as error:
-        say(f"tokens: not cached, {entry} cannot be written ({error.strerror}); going on without")
+        say(f"tokens: not cached, {entry} cannot be written ({error.strerror or error}); going on without")
         return rows
     return _load(entry, key) or rows
 
@@ -118,9 +117,8 @@ def _rows(ids: NDArray[np.int32], trained: NDArray[np.uint8], lengths: NDArray[n
     # Trained tokens up to each end, then differences: one pass over the tokens however many rows there are.
     so_far = np.concatenate([[0], np.cumsum(trained, dtype=np.int64)])
     starts = ends - lengths
-    return TokenRows(
-        ids, trained, starts, lengths, so_far[ends] - so_far[starts], np.arange(len(lengths), dtype=np.int64)
-    )
+    counts = so_far[ends] - so_far[np.minimum(starts + 1, ends)]
+    return TokenRows(ids, trained, starts, lengths, counts, np.arange(len(lengths), dtype=np.int64))
 
 
 def _save(entry: Path, key: str, rows: TokenRows) -> None:

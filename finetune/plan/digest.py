@@ -77,7 +77,7 @@ def source_digest(source: DataSource, locate: Callable[[str], Path]) -> str:
 
 
 def local_hub_folder(hub: str, locate: Callable[[str], Path]) -> Path | None:
-    """The folder a `hub` value means when it is written as a path (./data, ../data, /data, ~/data); None for org/name."""
+    """The folder a `hub` value means when it is written as a path (./x, ../x, /x, ~/x); None for org/name."""
     if not hub.startswith((".", "/", "~")):
         return None
     folder = locate(hub)
