@@ -72,7 +72,7 @@ def describe_files(folder: Path, *, leave_out: Iterable[str] = ()) -> dict[str, 
 
 
 def damaged_file(folder: Path, files: dict[str, dict[str, Any]]) -> str | None:
-    """The first file that is missing or not what `describe_files` recorded, with the reason; None when all are right."""
+    """The first file that is missing or not what `describe_files` recorded, and why; None when all are right."""
     for name, recorded in files.items():
         path = folder / name
         if not path.is_file():

@@ -14,8 +14,8 @@ from finetune.cli.options import recipe_options
 def sft(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
     """Fine-tune on conversations, prompts with answers, or text; writes a proven adapter.
 
-    Runs the recipe's stages of kind sft, and whatever they read that is not done. What is done is not repeated; what was
-    interrupted goes on from its last checkpoint.
+    Runs the recipe's stages of kind sft, and whatever they read that is not done. What is done is not repeated; what
+    was interrupted goes on from its last checkpoint.
 
     \b
     Example:

@@ -250,7 +250,7 @@ def _one_step(
         loss_sum += loss.item()
         if not math.isfinite(loss_sum):
             raise DivergedError(
-                f"the loss of step {step + 1} is {loss.item()}: nothing was updated. Rows: {work.name_rows(batch.rows)}. "
+                f"the loss of step {step + 1} is {loss.item()}, nothing was updated. Rows: {work.name_rows(batch.rows)}. "
                 "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
             )
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm

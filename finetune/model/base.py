@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
@@ -73,7 +74,7 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         # A truncated or mislabelled checkpoint surfaces as one of these, with a message that names the tensor or file.
         raise BaseModelError(f"the base in {folder} could not be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
