@@ -68,8 +68,8 @@ class DataReport:
         duplicates = f", {self.duplicates:,} of them exact duplicates" if self.duplicates else ""
         lines = [f"data: {self.rows:,} rows{duplicates}; {self.train_rows:,} train, {self.held_out_rows:,} held out"]
         for reason, dropped in self.dropped.items():
-            more = ", …" if dropped.rows > len(dropped.first) else ""
-            lines.append(f"left out: {dropped.rows:,} {reason} ({', '.join(dropped.first)}{more})")
+            shown = "; ".join([*dropped.first[:3], *(["…"] if dropped.rows > 3 else [])])
+            lines.append(f"left out: {dropped.rows:,} rows, {reason} ({shown})")
         if self.truncated:
             lines.append(f"cut at the end: {self.truncated:,} rows")
         share = self.trained_tokens / max(1, self.tokens)
