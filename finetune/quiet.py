@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, transformers, datasets, trl (which pings at trainer start)
@@ -17,3 +19,18 @@ def quiet_libraries() -> None:
     """Set each variable that is not set yet. Call it before the libraries are imported: they read it then."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def calm_libraries() -> None:
+    """Silence, one by one, what the libraries say that is no news to a user; all else still comes through.
+
+    Call it before they are imported.
+    """
+    # bitsandbytes, at import: it would fetch a kernel from the hub for its packed CPU product, which is not used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # bitsandbytes, at every int8 product in float32: how LLM.int8() works.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # peft 0.21 asks transformers 5.23 by names that are about to go.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*", category=FutureWarning)
+    # peft, when a pissa or olora adapter is saved: ours is converted to a plain one, as it advises.
+    warnings.filterwarnings("ignore", message=".*changes the base weights of the model.*")

@@ -28,6 +28,7 @@ from finetune.engine.job import Job, Outcome
 from finetune.errors import DiskFullError, RunBusyError
 from finetune.plan.manifest import read_manifest, write_manifest
 from finetune.plan.plan import Plan, PlannedStage, make_plan
+from finetune.quiet import calm_libraries, quiet_libraries
 from finetune.recipe.load import LoadedRecipe
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets", "finetune")
@@ -108,6 +109,8 @@ def _keep(work: Path, part: Path) -> None:
 
 def _stage_function(kind: str) -> Callable[[Any, Job], Outcome]:
     """The function of a stage kind, imported only now: it brings torch with it."""
+    quiet_libraries()
+    calm_libraries()
     if kind == "sft":
         from finetune.stages.sft import run
 
@@ -174,7 +177,7 @@ def _lock(folder: Path) -> Iterator[None]:
             owner = os.read(handle, 32).decode(errors="replace").strip() or "unknown"
             os.close(handle)
             raise RunBusyError(
-                f"another process (pid {owner}) is working on {folder}: wait until it is done, or stop it (its work is kept)"
+                f"another process (pid {owner}) is working on {folder}: wait for it, or stop it (its work is kept)"
             ) from None
         # The last owner removes the file: a lock on a removed file is no lock, so try again with the new one.
         if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:

@@ -96,15 +96,23 @@ class Trained:
         return {"steps": self.steps, "stopped_early": self.stopped_early, **asdict(self.progress)}
 
 
-def make_accelerator(device: torch.device, compute: torch.dtype) -> Accelerator:
-    """accelerate for one process on one device. Raises InputError under a launcher of several processes."""
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if compute == torch.bfloat16 else "no")
+def make_accelerator(device: torch.device) -> Accelerator:
+    """accelerate for one process on one device. Raises InputError under a launcher of several processes.
+
+    Precision is not its business here: its choice would be the process's for good, and stages may differ.
+    """
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if accelerator.num_processes != 1:
         raise InputError(
             f"started as {accelerator.num_processes} processes ({accelerator.distributed_type}): this version trains "
             "in one process on one device; start it with plain `finetune`, without torchrun or accelerate launch"
         )
     return accelerator
+
+
+def autocast(device: torch.device, compute: torch.dtype) -> torch.autocast:
+    """Matrix products in `compute`: bf16 by autocast, so that LoRA's float32 weights stay float32; else nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute == torch.bfloat16)
 
 
 def train(
@@ -114,7 +122,7 @@ def train(
     *,
     peak_rate: float,
     accelerator: Accelerator,
-    device: torch.device,
+    compute: torch.dtype,
     folder: Path,
     title: str,
     tracker: Wandb | None = None,
@@ -124,8 +132,11 @@ def train(
     Raises DivergedError on a loss or gradient that is not finite, InterruptedRunError after Ctrl-C or SIGTERM (a
     checkpoint has been written), and OSError when the disk is full.
     """
+    device = accelerator.device
     total, warmup = work.total_steps, warmup_steps(settings.warmup, work.total_steps)
-    eval_every = settings.eval_every or max(1, math.ceil(total / 10))
+    # At most ten times, and so seldom that forward passes on held-out rows stay below a third of the training's cost.
+    held_out_steps = sum(len(batch.rows) for batch in work.held_out) / settings.batch_size
+    eval_every = settings.eval_every or math.ceil(max(total / 10, held_out_steps, 1))
     save_every = settings.checkpoint_every or max(1, math.ceil(total / 10))
     parameters = list(trainable(model).values())
     optimizer = make_optimizer(parameters, settings)
@@ -160,7 +171,7 @@ def train(
         nonlocal best
         if not work.held_out:
             return False
-        progress.held_out = held_out_loss(model, work, accelerator, device)
+        progress.held_out = held_out_loss(model, work, device, compute)
         if progress.first_held_out is None:
             progress.first_held_out = progress.held_out
         log({"step": step, "held_out_loss": progress.held_out})
@@ -189,7 +200,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batches = work.step_batches(step)
-            loss, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, device, step)
+            loss, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, compute, step)
             step += 1
             seconds = time.monotonic() - began
             tokens, units = sum(b.tokens for b in batches), sum(b.units for b in batches)
@@ -234,7 +245,7 @@ def _one_step(
     optimizer: torch.optim.Optimizer,
     settings: TrainSettings,
     accelerator: Accelerator,
-    device: torch.device,
+    compute: torch.dtype,
     step: int,
 ) -> tuple[float, float]:
     """Gradient of the step's mean loss, checked and clipped, then the update. Returns (mean loss, gradient norm)."""
@@ -244,13 +255,14 @@ def _one_step(
         raise DivergedError(f"step {step + 1} has no trained token: its loss is undefined. Rows: {rows}")
     loss_sum = 0.0
     for batch in batches:
-        with accelerator.autocast():
-            loss = work.objective(model, batch.to(device))
+        with autocast(accelerator.device, compute):
+            loss = work.objective(model, batch.to(accelerator.device))
         accelerator.backward(loss / units)
         loss_sum += loss.item()
         if not math.isfinite(loss_sum):
+            rows = work.name_rows(batch.rows)
             raise DivergedError(
-                f"the loss of step {step + 1} is {loss.item()}, nothing was updated. Rows: {work.name_rows(batch.rows)}. "
+                f"the loss of step {step + 1} is {loss.item()}: nothing was updated. Rows: {rows}. "
                 "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
             )
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
@@ -264,13 +276,13 @@ def _one_step(
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, work: Work[BatchT], accelerator: Accelerator, device: torch.device) -> float:
+def held_out_loss(model: nn.Module, work: Work[BatchT], device: torch.device, compute: torch.dtype) -> float:
     """Mean loss over all units of the held-out batches; the model's mode and the random state are left as they were."""
     was_training = model.training
     model.eval()
     loss_sum, units = 0.0, 0
     for batch in work.held_out:
-        with accelerator.autocast():
+        with autocast(device, compute):
             loss_sum += work.objective(model, batch.to(device)).item()
         units += batch.units
     model.train(was_training)

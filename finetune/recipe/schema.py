@@ -171,7 +171,8 @@ class TrainSettings(Settings):
     layout: Literal["ragged", "padded"] = "ragged"
     """ragged: rows are laid end to end and no padding is computed. padded: the classic rectangle. Same numbers."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between held-out losses. null = ten times in the run. The first and the last step are always measured."""
+    """Steps between held-out losses. null = up to ten times in the run, fewer where there are many held-out rows for
+    few steps. The loss before the first and after the last step is always measured."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints. null = ten times in the run."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2

@@ -65,7 +65,7 @@ def run(stage: SftStage, job: Job) -> Outcome:
 
     device = choose_device(job.model.device)
     precision = choose_precision(job.model.load_in, job.model.compute, device)
-    accelerator = loop.make_accelerator(device, precision.compute)
+    accelerator = loop.make_accelerator(device)
     base = load_base(job.base.folder, precision, device)
     job.say(f"base: {job.base.name}: {describe(base, precision, device)}")
     if stage.start_from is not None:
@@ -104,7 +104,7 @@ def run(stage: SftStage, job: Job) -> Outcome:
             train,
             peak_rate=peak_rate,
             accelerator=accelerator,
-            device=device,
+            compute=precision.compute,
             folder=job.work,
             title=job.name,
             tracker=tracker,
@@ -119,7 +119,7 @@ def run(stage: SftStage, job: Job) -> Outcome:
     save_tokenizer(job.base.folder, tokenizer, resolved, job.model.max_length, job.out)
     ids_T, lengths = _proof_rows(data)
     fresh = load_base(job.base.folder, precision, device) if job.adapter.init in ("pissa", "olora") else None
-    with accelerator.autocast():
+    with loop.autocast(device, precision.compute):
         proof = adapter.prove_reload(model, job.out, ids_T.to(device), lengths, fresh=fresh)
     job.say(f"proof: the adapter, loaded again, gives the trained logits (off by {proof['max_abs_difference']:g})")
     return Outcome(
@@ -214,5 +214,5 @@ def _proof_rows(data: PreparedSft) -> tuple[Tensor, list[int]]:
 
 
 def _name_rows(data: PreparedSft, rows: Sequence[int]) -> str:
-    names = [str(data.train.origin(int(row))) for row in rows[:8]]
+    names = [str(data.origin_of(int(row))) for row in rows[:8]]
     return ", ".join(names) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
