@@ -88,7 +88,9 @@ def fault(values: dict[str, Any], name: str, fields: dict[str, str] | None = Non
                     {
                         "role": "assistant",
                         "content": None,
-                        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}],
+                        "tool_calls": [
+                            {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+                        ],
                     },
                     {"role": "tool", "content": "1", "tool_call_id": "1"},
                     ANSWER,
@@ -160,7 +162,9 @@ def test_reasons_say_what_stands_there() -> None:
         "output",
         "is missing; the fields are instruction, ouput (is 'ouput' a misspelling of it?)",
     )
-    assert fault({"question": 3, "answer": "a"}, "prompt_completion", {"prompt": "question", "completion": "answer"}) == (
+    assert fault(
+        {"question": 3, "answer": "a"}, "prompt_completion", {"prompt": "question", "completion": "answer"}
+    ) == (
         "question",
         "should be text, is a number (3)",
     )
@@ -174,8 +178,18 @@ def test_reasons_say_what_stands_there() -> None:
         ({"messages": 4}, "messages", "messages", "should be a list, is a number (4)"),
         ({"messages": ["hi"]}, "messages", "messages[0]", "should be an object, is text"),
         ({"messages": [USER]}, "messages", "messages", "no assistant turn"),
-        ({"messages": [{"role": "asistant", "content": "a"}]}, "messages", "messages[0].role", "did you mean 'assistant'?"),
-        ({"messages": [USER, {"role": "robot", "content": "a"}]}, "messages", "messages[1].role", "unknown role 'robot'"),
+        (
+            {"messages": [{"role": "asistant", "content": "a"}]},
+            "messages",
+            "messages[0].role",
+            "did you mean 'assistant'?",
+        ),
+        (
+            {"messages": [USER, {"role": "robot", "content": "a"}]},
+            "messages",
+            "messages[1].role",
+            "unknown role 'robot'",
+        ),
         ({"messages": [USER, {"content": "a"}]}, "messages", "messages[1].role", "is missing"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},

@@ -128,7 +128,10 @@ def test_parquet(tmp_path: Path) -> None:
     values = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": None}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(values), tmp_path / "a.parquet")
     found = rows(tmp_path / "a.parquet")
-    assert [(row.origin.row, row.values) for row in found if isinstance(row, RawRow)] == [(0, values[0]), (1, values[1])]
+    assert [(row.origin.row, row.values) for row in found if isinstance(row, RawRow)] == [
+        (0, values[0]),
+        (1, values[1]),
+    ]
     with pytest.raises(DataError, match="not a Parquet file"):
         rows(write(tmp_path, "b.parquet", "PAR1 no"))
 
