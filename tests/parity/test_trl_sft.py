@@ -139,8 +139,8 @@ def _train_ours(
             work,
             settings,
             peak_rate=RATE,
-            accelerator=loop.make_accelerator(CPU, torch.float32),
-            device=CPU,
+            accelerator=loop.make_accelerator(CPU),
+            compute=torch.float32,
             folder=work_folder,
             title="ours",
         )
@@ -163,7 +163,6 @@ def _train_trl(
     chat_template: str | None = None,
 ) -> Followed:
     """TRL's trainer. rows: tokens with a mask, or with `chat_template` conversations that TRL tokenises and masks."""
-    from datasets import Dataset
     from peft import PeftModel
     from transformers import AutoTokenizer, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
@@ -173,6 +172,8 @@ def _train_trl(
             {"input_ids": ids, "labels": [i if t else -100 for i, t in zip(ids, trained, strict=True)]}
             for ids, trained in rows
         ]
+    from datasets import Dataset
+
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     tokenizer.chat_template = chat_template
     base = LlamaForCausalLM.from_pretrained(folders[0], dtype=torch.float32)
