@@ -153,7 +153,7 @@ def train(
         saved.restore_random_state(found.rng)
         progress, step, best = Progress(**found.state["progress"]), found.step, found.best
         stopped_early = found.state["stopped_early"]
-    metrics_file.rewind(step)
+    metrics_file.rewind(step if found is not None else -1)
     resumed_from = step
 
     def save() -> None:

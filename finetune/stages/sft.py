@@ -2,7 +2,7 @@
 
 Loss: the negative log-probability of every trained token, averaged over all trained tokens of an optimiser step (not
 over rows, and not per micro-batch: each trained token counts the same, however the step is cut). This is the loss of
-Hugging Face's and TRL's trainers; Llama 2's paper trains the same, "zeroing out the loss on tokens from the user prompt"
+Hugging Face's and TRL's trainers. Llama 2's paper trains so too, "zeroing out the loss on tokens from the user prompt"
 (section 3.1). Deviations from that paper: LoRA instead of all weights, and rows are not concatenated to fill a length:
 the ragged forward computes no padding, so packing would gain nothing and only mix rows.
 """
