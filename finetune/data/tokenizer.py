@@ -7,6 +7,7 @@ special token. Special tokens enter only by name, through `id_of`.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,25 @@ class Tokenizer:
             "the folder"
         )
 
+    def save(self, folder: Path, *, bos: str, eos: str, pad: str, chat_template: str) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja: users get the ids of training.
+
+        The class is the one that takes tokenizer.json as it is: under the name LlamaTokenizer, transformers 5 replaces
+        its white space rule, and the text after each <s> of Llama 2 would get other ids than Meta's (and ours).
+        """
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos,
+            "eos_token": eos,
+            "pad_token": pad,
+            "clean_up_tokenization_spaces": False,
+        }
+        if "<unk>" in self.special_tokens:
+            settings["unk_token"] = "<unk>"
+        self._backend.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of everything the tokenizer is: vocabulary, merges, special tokens, normalisation."""
@@ -102,13 +122,50 @@ class Tokenizer:
         return text if text and "\ufffd" not in text else str(piece)
 
 
-def _converted(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+_PROBES = ("Paris", "  two  spaces ", "\n\nline\n", "ä 🦙 日本語", "x = 12345; </s>", "")
 
+
+def _converted(folder: Path) -> Any:
+    """A sentencepiece BPE tokenizer.model as a `tokenizers.Tokenizer`, proved on a few texts against sentencepiece.
+
+    Not by transformers' converter: version 5 loses the `▁` that begins every text, and the order of merges.
+    """
+    from sentencepiece import SentencePieceProcessor
+
+    file = folder / "tokenizer.model"
+    way_out = "put the tokenizer.json of the model's hub page beside it"
     try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)._tokenizer
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise BaseModelError(
-            f"{folder}/tokenizer.model could not be converted ({error}): put the tokenizer.json of the model's hub "
-            "page beside it"
-        ) from error
+        source = SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise BaseModelError(f"{file} is not a sentencepiece model that can be read: {way_out}") from error
+    backend = _from_sentencepiece(source)
+    backend.encode_special_tokens = True
+    for text in _PROBES:
+        if backend.encode(text, add_special_tokens=False).ids != source.encode(text):
+            raise BaseModelError(f"{file} splits {text!r} otherwise once converted: {way_out}")
+    return backend
+
+
+def _from_sentencepiece(source: Any) -> Any:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, processors
+
+    pieces = [source.id_to_piece(index) for index in range(source.get_piece_size())]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    made = [
+        (-source.get_score(whole), vocab[piece[:cut]], vocab[piece[cut:]])
+        for piece, whole in vocab.items()
+        if not (source.is_control(whole) or source.is_unknown(whole) or source.is_byte(whole))
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocab and piece[cut:] in vocab
+    ]
+    merges = [(pieces[left], pieces[right]) for _, left, right in sorted(made)]
+    unknown, bos = pieces[source.unk_id()], pieces[source.bos_id()]
+    backend = Backend(models.BPE(vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens([unknown, *(pieces[i] for i in range(len(pieces)) if source.is_control(i))])
+    backend.post_processor = processors.TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, source.bos_id())])
+    return backend

@@ -64,7 +64,7 @@ def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> 
         ({}, "has no tokenizer"),
         ({"tokenizer.json": b"{"}, "not a tokenizer that can be read"),
         ({"tokenizer.json": b"\xff\xfe"}, "cannot be read"),
-        ({"tokenizer.model": b"no model"}, "could not be converted"),
+        ({"tokenizer.model": b"no model"}, "not a sentencepiece model"),
     ],
 )
 def test_refusals(files: dict[str, bytes], words: str, tmp_path: Path) -> None:
@@ -80,3 +80,10 @@ def test_a_lone_sentencepiece_model_gives_the_ids_of_tokenizer_json(shared: Path
     converted, ready = Tokenizer.load(tmp_path), Tokenizer.load(source)
     assert dict(converted.special_tokens) == dict(ready.special_tokens)
     assert converted.encode_texts(TEXTS) == ready.encode_texts(TEXTS)
+
+
+def test_metas_llama3_file_is_refused_with_a_way_out(shared: Path, tmp_path: Path) -> None:
+    source = shared / "tokenizers" / "llama3" / "tokenizer.model"
+    (tmp_path / "tokenizer.model").write_bytes(source.read_bytes())
+    with pytest.raises(BaseModelError, match=r"put the tokenizer\.json"):
+        Tokenizer.load(tmp_path)

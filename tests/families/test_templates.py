@@ -240,3 +240,25 @@ def glaive(row: dict[str, Any]) -> Dialog:
             role = {"human": "user", "gpt": "assistant", "observation": "tool"}[turn["from"]]
             messages.append(Message(role, turn["value"]))  # type: ignore[arg-type]
     return Dialog(tuple(messages), tuple(json.loads(row["tools"])) if row["tools"] else ())
+
+
+@pytest.mark.parametrize("template", CHAT)
+def test_what_is_saved_gives_users_the_ids_of_training(
+    template: str, tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    """Nothing but the saved folder: the tokenizer, its pad and stop tokens, its template."""
+    from transformers import AutoTokenizer
+
+    family = FAMILIES[template]
+    tokenizer = tokenizers[kind_of(family)]
+    pad = next(token for token in family.pads if token in tokenizer.special_tokens)
+    tokenizer.save(tmp_path, bos=family.bos, eos=family.stop_tokens[0], pad=pad, chat_template=family.chat_template())
+    assert Tokenizer.load(tmp_path).fingerprint == tokenizer.fingerprint
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    dialog = DIALOGS["turns"]
+    [encoded] = encode([dialog], family, tokenizer)
+    assert isinstance(encoded, Encoded)
+    messages = [as_huggingface(message) for message in dialog.messages]
+    assert loaded.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"] == encoded.input_ids
+    assert loaded.pad_token_id == tokenizer.special_tokens[pad] != loaded.eos_token_id
+    assert loaded.eos_token_id == tokenizer.special_tokens[family.stop_tokens[0]]
