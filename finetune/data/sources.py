@@ -101,7 +101,7 @@ def content_key(example: Example) -> bytes:
     else:
         value = ["text", example.text]
     # default=str: Parquet has dates and the like inside tool descriptions.
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False, default=str).encode()).digest()
+    return hashlib.sha256(json.dumps(value, default=str).encode()).digest()
 
 
 def _error(fault: Fault, message: str, places: Mapping[str, str]) -> DataError:
@@ -157,7 +157,7 @@ def _hub_rows(source: DataSource, label: str, locate: Callable[[str], Path]) -> 
 
     try:
         rows = datasets.load_dataset(
-            str(folder or source.hub),
+            str(folder.resolve()) if folder else source.hub,
             source.subset,
             split=source.split,
             revision=revision,

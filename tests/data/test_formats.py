@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune.data.convert import to_example
 from finetune.data.fields import RowFault
-from finetune.data.formats import Known, known_format, unused_columns
+from finetune.data.formats import FORMATS, Known, known_format, unused_columns
 from finetune.data.readers import RawRow
+from finetune.data.sources import content_key
 from finetune.errors import DataError
 from finetune.shapes import Completion, Dialog, Message, Origin, Text, ToolCall
 
@@ -230,6 +233,12 @@ def test_reasons_say_what_stands_there() -> None:
         ),
         ({"instruction": "q", "output": "a", "history": [["q"]]}, "alpaca", "history[0]", "a pair [question, answer]"),
         ({"instruction": "q", "output": "a", "input": 3}, "alpaca", "input", "a number (3)"),
+        (
+            {"messages": [USER, ANSWER], "tools": [{"name": "f"}, None]},
+            "messages",
+            "tools[1]",
+            "is null",
+        ),
         ({"prompt": "q", "completion": [ANSWER]}, "prompt_completion", None, "should both be text or both lists"),
         ({"prompt": [USER, ANSWER], "completion": [USER]}, "prompt_completion", "completion", "no assistant turn"),
     ],
@@ -277,3 +286,43 @@ def test_fields_that_are_not_read_are_told() -> None:
     known = known_format("auto", {}, rows, "d.jsonl")
     assert known == Known("alpaca", {}, detected=True)
     assert unused_columns(known, rows) == ["id", "inputs (did you mean 'input'?)"]
+
+
+_NAMES = sorted(
+    {name for format_ in FORMATS.values() for name in format_.names} | {"function", "name", "arguments", "type"}
+)
+_WORDS = st.sampled_from(
+    ["user", "assistant", "human", "gpt", "function_call", "tool", "text", "q", "", "[]", "[{}]", "{"]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | _WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES) | st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(_NAMES), _JSON, max_size=5), st.sampled_from(sorted(FORMATS)))
+def test_any_row_is_an_example_or_a_fault_and_nothing_else(values: dict[str, Any], name: str) -> None:
+    try:
+        known_format("auto", {}, raw(values), "d.jsonl")
+    except DataError as error:
+        assert str(error)
+    try:
+        example = to_example(values, Known(name, {}, detected=False))
+    except RowFault as fault:
+        assert fault.reason
+    else:
+        assert len(content_key(example)) == 32
+
+
+def test_a_content_key_is_of_the_content() -> None:
+    def key(values: dict[str, Any]) -> bytes:
+        return content_key(convert(values))
+
+    alpaca = {"instruction": "q", "output": "a"}
+    messages = {"messages": [USER, ANSWER]}
+    assert key(alpaca) == key({**alpaca, "input": ""}) == key(messages)
+    others = [{**alpaca, "input": "c"}, {"messages": [USER, {**ANSWER, "weight": 0}, USER, ANSWER]}, {"text": "qa"}]
+    others += [{"prompt": "q", "completion": "a"}, {**messages, "tools": [{"name": "\ud800"}]}]
+    assert len({key(values) for values in [alpaca, *others]}) == 6
