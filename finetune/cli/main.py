@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         result: Any = cli.main(args, prog_name="finetune", standalone_mode=False)
     except FinetuneError as error:
-        _tell(str(error))
+        _tell(error)
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -75,17 +75,19 @@ def main(args: Sequence[str] | None = None) -> int:
     except click.Abort as error:
         if isinstance(error.__cause__, EOFError):
             raise error.__cause__ from None  # click takes every EOFError for Ctrl-D; a library's own is to be shown
-        _tell("Interrupted.")
+        click.echo("Interrupted.", err=True)
         return 130
     except KeyboardInterrupt:
-        _tell("Interrupted.")
+        click.echo("Interrupted.", err=True)
         return 130
     return result if isinstance(result, int) else 0  # --help and --version return their exit code
 
 
-def _tell(message: str) -> None:
-    first, _, rest = message.partition("\n")
-    click.echo(click.style("Error: ", fg="red") + first if not rest else message, err=True)
+def _tell(error: FinetuneError) -> None:
+    """One line as `Error: …`; a list of problems as it is, so that editors find file:line at its beginning."""
+    message = str(error)
+    bare = "\n" in message or error.exit_code == 130
+    click.echo(message if bare else click.style("Error: ", fg="red") + message, err=True)
 
 
 if __name__ == "__main__":

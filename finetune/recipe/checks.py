@@ -12,7 +12,7 @@ from finetune.recipe.base_checks import base_problems, looks_like_path
 from finetune.recipe.positions import KeyPath
 from finetune.recipe.schema import DataSource, Recipe
 from finetune.recipe.source import Source
-from finetune.recipe.words import did_you_mean
+from finetune.recipe.words import did_you_mean, suggest
 
 DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 _HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -41,10 +41,10 @@ def check_base(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
         return problems
     hint: str | None
     if looks_like_path(base) or ("/" in base and path.parent.is_dir()):
-        hint = did_you_mean(path.name, _names(path.parent)) or "give a checkpoint folder or a hub id such as org/name"
+        hint = _similar(path) or "give a checkpoint folder or a hub id such as org/name"
         return [source.problem(key, f"no such folder: {path}", hint)]
     if not _HUB_MODEL.match(base):
-        hint = did_you_mean(base, _names(folder))
+        hint = _similar(path)
         return [
             source.problem(key, f"'{base}' is neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf", hint)
         ]
@@ -134,9 +134,7 @@ def _check_adapters(recipe: Recipe, folder: Path, source: Source) -> list[Proble
             continue
         key, path = ("stages", name, "start_from"), folder / Path(stage.start_from).expanduser()
         if not path.is_dir():
-            problems.append(
-                source.problem(key, f"no such adapter folder: {path}", did_you_mean(path.name, _names(path.parent)))
-            )
+            problems.append(source.problem(key, f"no such adapter folder: {path}", _similar(path)))
         elif not (path / "adapter_config.json").is_file():
             problems.append(source.problem(key, f"{path} has no adapter_config.json: not an adapter folder"))
         elif not (path / "adapter_model.safetensors").is_file():
@@ -149,7 +147,7 @@ def _check_adapters(recipe: Recipe, folder: Path, source: Source) -> list[Proble
 def _data_problem(path: Path) -> tuple[str, str | None] | None:
     known = ", ".join(DATA_EXTENSIONS)
     if not path.exists():
-        return f"no such file or folder: {path}", did_you_mean(path.name, _names(path.parent))
+        return f"no such file or folder: {path}", _similar(path)
     if path.is_dir():
         files = [file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in DATA_EXTENSIONS]
         if not files:
@@ -162,5 +160,8 @@ def _data_problem(path: Path) -> tuple[str, str | None] | None:
     return (f"{path} is empty", None) if path.stat().st_size == 0 else None
 
 
-def _names(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+def _similar(path: Path) -> str | None:
+    """A hint at a neighbour of nearly that name. Closer than for keys: any two .jsonl files are alike."""
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    meant = suggest(path.name, names, 0.75)
+    return None if meant is None else f"did you mean '{meant}'?"

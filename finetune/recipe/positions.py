@@ -117,6 +117,14 @@ def _scalar(tag: str, text: str) -> Any:
             return text
 
 
+def _joined(text: str) -> str:
+    """JSON writes characters beyond U+FFFF as two escapes, which YAML reads as two halves. Raises
+    UnicodeDecodeError where one half is alone: such text cannot be encoded later."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+
+
 class _Builder:
     """Turns nodes into values, writing positions and problems into the document as it goes."""
 
@@ -148,7 +156,10 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         try:
             if node.tag in {f"{_TAG}{name}" for name in ("null", "bool", "int", "float", "str")}:
-                return _scalar(node.tag, node.value)
+                return _scalar(node.tag, _joined(node.value))
+        except UnicodeDecodeError:
+            self._problem("half of a surrogate pair is no character", path, node)
+            return None
         except ValueError:  # !!int abc, or more digits than Python reads
             self._problem(f"'{node.value[:40]}' is no {node.tag.removeprefix(_TAG)}", path, node)
             return None

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune.recipe.json_schema import SCHEMA_PATH, docs_text, schema_text
+from finetune.recipe.schema import DataSource, ModelSettings, SftStage, TrainSettings
+
+
+def test_the_committed_schema_is_current() -> None:
+    assert SCHEMA_PATH.read_text(encoding="utf-8") == schema_text(), "run `make schema` and commit the result"
+
+
+def test_the_committed_reference_is_current(root: Path) -> None:
+    assert (root / "docs" / "recipe.md").read_text(encoding="utf-8") == docs_text(), "run `make schema` and commit it"
+
+
+def test_every_section_is_closed_and_every_key_is_explained() -> None:
+    schema = json.loads(schema_text())
+    sections = {"recipe": schema, **schema["$defs"]}
+    assert len(sections) >= 8
+    for name, section in sections.items():
+        assert section["additionalProperties"] is False, name
+        assert section["description"], name
+        for key, entry in section["properties"].items():
+            target = schema["$defs"][entry["$ref"].rpartition("/")[2]] if "$ref" in entry else entry
+            assert entry.get("description") or target.get("description"), f"{name}.{key}"
+    assert schema["properties"]["stages"]["additionalProperties"] is False
+
+
+def test_enums_defaults_and_bounds_are_those_of_the_language() -> None:
+    definitions: dict[str, Any] = json.loads(schema_text())["$defs"]
+    model = definitions["ModelSettings"]["properties"]
+    assert model["load_in"]["enum"] == ["nf4", "int8", "bf16", "fp32"]
+    assert model["load_in"]["default"] == ModelSettings(base="x").load_in
+    assert definitions["SftStage"]["properties"]["kind"]["const"] == "sft"
+    assert set(definitions["SftStage"]["required"]) == {"kind", "data"}
+    assert definitions["TrainSettings"]["properties"]["batch_size"]["minimum"] == 1
+    assert [entry["required"] for entry in definitions["DataSource"]["oneOf"]] == [["path"], ["hub"], ["stage"]]
+
+
+def test_the_reference_has_every_key() -> None:
+    text = docs_text()
+    for section in (ModelSettings, TrainSettings, SftStage, DataSource):
+        for key in section.model_fields:
+            assert f"| `{key}` |" in text
