@@ -44,8 +44,9 @@ def inspect(
 ) -> None:
     """Show a stage's rows as tokens: trained ones in green, or in ⟦…⟧ where there is no colour.
 
-    Also counts what is left out and why, and the lengths of the rows. Rows that are left out are shown too, whole.
-    Needs the base's config and tokenizer, not its weights.
+    Also counts what is left out and why, and the lengths of the rows. With --all and with --json, which give the rows
+    in the order of the files, the ones that are left out appear too, whole. Needs the base's config and tokenizer,
+    not its weights.
 
     \b
     Example:
@@ -64,7 +65,7 @@ def inspect(
 
     say(f"stage {name}")
     prepared, tokenizer = _prepare(loaded, stage, runs, say)
-    rows = range(len(prepared.rows) if show_all else min(count, len(prepared.rows)))
+    rows: Sequence[int] = range(len(prepared.rows) if show_all else min(count, len(prepared.rows)))
     if as_json:
         for row in rows:
             ids, trained = prepared.rows.row(row)
@@ -78,6 +79,9 @@ def inspect(
         return
     for line in _histogram(prepared.report.lengths):
         say(line)
+    if not show_all:  # what is trained on is what one wants to see; where nothing is, the rows that are left out
+        used = [row for row, why in enumerate(prepared.dropped) if why is None]
+        rows = used[:count] if used else rows
     _show(prepared, tokenizer, rows)
 
 

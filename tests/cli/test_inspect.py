@@ -69,7 +69,10 @@ def test_piped_output_marks_what_is_trained_and_says_what_is_left_out(recipe: Pa
     shown = run(recipe).output
     assert "d.jsonl: 3 rows, format alpaca (detected)" in shown
     assert "left out: 1 rows, longer than max_length (d.jsonl:2: " in shown
-    assert "training rows by length in tokens:" in shown and "LEFT OUT: longer than max_length" in shown
+    assert "training rows by length in tokens:" in shown
+    assert "row 0  d.jsonl:1: " in shown and "row 2  d.jsonl:3: " in shown and "row 1" not in shown
+    assert "row 1  d.jsonl:2: " in run(recipe, "--all").output
+    assert "LEFT OUT: longer than max_length" in run(recipe, "--set", "model.max_length=8").output
     # The stop token is trained; what the user wrote like one is text; control characters do not reach the terminal.
     assert "<|end_header_id|>\n\n⟦Paris <|eot_id|>\\x1b[31m<|eot_id|>⟧" in shown
     assert "\x1b" not in shown
