@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
-from finetune.errors import DiskFullError, RunBusyError
+from finetune.errors import DiskFullError, InputError, RunBusyError
 from finetune.plan.manifest import read_manifest, write_manifest
 from finetune.plan.plan import Plan, PlannedStage, make_plan
 from finetune.quiet import calm_libraries, quiet_libraries
@@ -51,14 +51,14 @@ def run_recipe(loaded: LoadedRecipe, runs: Path, say: Callable[[str], None], *, 
 
 def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path, say: Callable[[str], None]) -> None:
     """Bring one stage to its finished folder; the stages it reads are finished already."""
-    stage.folder.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(stage.folder):
+    with _place_for(stage.folder), _lock(stage.folder):
         if read_manifest(stage.folder) is not None:
             shutil.rmtree(stage.folder / "work", ignore_errors=True)
             say(f"{stage.name}: already done, nothing to do: {stage.folder}")
             return
         part, work = stage.part, stage.part / "work"
-        work.mkdir(parents=True, exist_ok=True)
+        with _told_when_full(part):
+            work.mkdir(parents=True, exist_ok=True)
         for left in part.iterdir():  # what an interrupted ending wrote is written again
             if left != work:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -79,22 +79,55 @@ def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path,
             say=lambda line: say(f"{stage.name}: {line}"),
         )
         began = time.time()
-        try:
+        with _nothing_left_of_nothing(part, work), _told_when_full(part):
             outcome = _stage_function(stage.kind)(stage.settings, job)
             _keep(work, part)
             files = describe_files(part, leave_out=[p.relative_to(part).as_posix() for p in work.rglob("*")])
             sync_tree(part)
             write_manifest(part, _manifest(loaded, plan, stage, outcome, files, time.time() - began))
             rename(part, stage.folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if is_disk_full(error):
-                raise DiskFullError(
-                    f"the disk is full: {part} could not be written. Free some space and run the same command again: "
-                    "it goes on from the last checkpoint"
-                ) from error
-            raise
         shutil.rmtree(stage.folder / "work")
     say(f"{stage.name}: done: {stage.folder}")
+
+
+@contextmanager
+def _place_for(folder: Path) -> Iterator[None]:
+    """Make the folder that a run's folder lies in. Raises InputError where that cannot be done."""
+    with _told_when_full(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if is_disk_full(error):
+                raise
+            raise InputError(
+                f"runs cannot be kept in {folder.parent}: {error.strerror}. Give another place with --runs"
+            ) from error
+        yield
+
+
+@contextmanager
+def _told_when_full(part: Path) -> Iterator[None]:
+    """A full disk, in whatever form a library raises it, as one clear error."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if is_disk_full(error):
+            raise DiskFullError(
+                f"the disk is full: {part} could not be written. Free some space and run the same command again: "
+                "it goes on from the last checkpoint, if there is one"
+            ) from error
+        raise
+
+
+@contextmanager
+def _nothing_left_of_nothing(part: Path, work: Path) -> Iterator[None]:
+    """After an input error, remove the unfinished run, unless it has a checkpoint to go on from."""
+    try:
+        yield
+    except InputError:
+        if not any(path.suffix != ".part" for path in (work / "checkpoints").glob("step-*")):
+            shutil.rmtree(part)
+        raise
 
 
 def _keep(work: Path, part: Path) -> None:

@@ -62,8 +62,8 @@ class Tokenizer:
             "the folder"
         )
 
-    def save(self, folder: Path, *, bos: str, eos: str, pad: str, chat_template: str) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja: users get the ids of training.
+    def save(self, folder: Path, *, bos: str, eos: str, pad: str, chat_template: str | None) -> None:
+        """Write tokenizer.json, tokenizer_config.json and, if any, chat_template.jinja: users get the ids of training.
 
         The class is the one that takes tokenizer.json as it is: under the name LlamaTokenizer, transformers 5 replaces
         its white space rule, and the text after each <s> of Llama 2 would get other ids than Meta's (and ours).
@@ -79,7 +79,8 @@ class Tokenizer:
             settings["unk_token"] = "<unk>"
         self._backend.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        if chat_template is not None:
+            (folder / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
 
     @cached_property
     def fingerprint(self) -> str:

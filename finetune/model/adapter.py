@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -41,17 +42,38 @@ def peft_config(settings: AdapterSettings) -> LoraConfig:
 
 
 def new_adapter(base: LlamaForCausalLM, settings: AdapterSettings, *, seed: int) -> PeftModel:
-    """Put a fresh adapter on the base; its weights depend on the seed alone. InputError: a target that got none."""
+    """Put a fresh adapter on the base; its weights depend on the seed alone.
+
+    InputError: a target that got none, a rank that pissa or olora cannot have on this base.
+    """
     check_targets(base, settings)
+    # Their factors have as many columns as the layer has dimensions at most, and peft fails only when it saves them.
+    smallest = min(min(m.in_features, m.out_features) for m in base.modules() if isinstance(m, nn.Linear))
+    if settings.init in ("pissa", "olora") and settings.rank > smallest:
+        raise InputError(
+            f"adapter.rank {settings.rank} is more than adapter.init {settings.init} can have on this base, whose "
+            f"narrowest layer has {smallest} dimensions: use a smaller rank, or init default"
+        )
     torch.manual_seed(seed)
     return get_peft_model(base, peft_config(settings), adapter_name=ADAPTER)
 
 
 def open_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
-    """Put a saved adapter on the base, trainable. The folder holds PEFT files in safetensors. Raises InputError."""
+    """Put a saved LoRA adapter on the base, trainable. The folder holds PEFT files in safetensors. Raises InputError."""
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
-    return PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'adapter_config.json'} is not a LoRA adapter's configuration: {error}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+    except (SafetensorError, RuntimeError, ValueError, UserWarning) as error:
+        # A cut file, other shapes, target modules that this base lacks, weights that are not there.
+        first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
+        raise InputError(f"the adapter in {folder} does not fit this base, or is damaged: {first}") from error
 
 
 def check_targets(base: nn.Module, settings: AdapterSettings) -> None:

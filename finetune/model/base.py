@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
@@ -14,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from finetune.errors import BaseModelError
 from finetune.model import ragged
+
+_reports = logging.getLogger("transformers.modeling_utils")
 
 LoadIn = Literal["nf4", "int8", "bf16", "fp32"]
 
@@ -62,6 +66,8 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
     elif precision.load_in == "int8":
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
     transformers_logging.disable_progress_bar()
+    before = _reports.level
+    _reports.setLevel(logging.ERROR)  # its table of missing and unexpected weights: an error of ours tells it
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             folder,
@@ -73,10 +79,25 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
             attn_implementation="sdpa",
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name and shape
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         # A truncated or mislabelled checkpoint surfaces as one of these, with a message that names the tensor or file.
         raise BaseModelError(f"the base in {folder} could not be loaded: {error}") from error
+    finally:
+        _reports.setLevel(before)
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise BaseModelError(
+            f"the base in {folder} does not fit its config.json: {name} has the shape {list(found)}, the config wants "
+            f"{list(expected)} ({len(mismatched)} weights in all). Take both from the same checkpoint"
+        )
+    # Checkpoints of older versions carry rotary frequencies, which are computed from the config today.
+    if unexpected := sorted(key for key in report["unexpected_keys"] if not key.endswith("rotary_emb.inv_freq")):
+        raise BaseModelError(
+            f"the base in {folder} has {len(unexpected)} weights that its config.json knows nothing of, such as "
+            f"{unexpected[0]}: they would be left out. Take both from the same checkpoint"
+        )
     if missing := sorted(report["missing_keys"]):
         raise BaseModelError(
             f"the base in {folder} lacks {len(missing)} weights, such as {missing[0]}: they would be random. Is the "

@@ -55,9 +55,7 @@ class _ChunkedLogprobs(Function):
         return (jacobian_ND * gradients[0][:, None]).to(jacobian_ND.dtype), None, None, None
 
 
-def logprobs(
-    hidden_ND: Tensor, labels_N: Tensor, head: torch.nn.Module, *, chunk: int | None = None
-) -> Tensor:
+def logprobs(hidden_ND: Tensor, labels_N: Tensor, head: torch.nn.Module, *, chunk: int | None = None) -> Tensor:
     """Log-probability, in nats, that the head gives each label.
 
     hidden_ND: [N, D] final hidden states at the positions that predict (position t predicts token t + 1).
@@ -72,9 +70,7 @@ def logprobs(
         return _ChunkedLogprobs.apply(hidden_ND, labels_N, weight_VD, chunk or chunk_rows(weight_VD.shape[0]))
     rows = chunk or 256
     parts = [
-        checkpoint(
-            _plain, hidden_ND[start : start + rows], labels_N[start : start + rows], head, use_reentrant=False
-        )
+        checkpoint(_plain, hidden_ND[start : start + rows], labels_N[start : start + rows], head, use_reentrant=False)
         for start in range(0, len(labels_N), rows)
     ]
     return torch.cat(parts) if parts else hidden_ND.sum(-1).float()

@@ -120,6 +120,11 @@ def _check_is_llama(config: Mapping[str, Any], path: Path) -> None:
         )
     if missing := [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in config]:
         raise BaseModelError(f"{path}/config.json lacks {', '.join(missing)}")
+    if isinstance(quantised := config.get("quantization_config"), dict):
+        raise BaseModelError(
+            f"{path} is already quantised ({quantised.get('quant_method', 'unknown method')}): take the original "
+            "checkpoint, model.load_in quantises it while it is loaded"
+        )
     if "auto_map" in config:
         raise BaseModelError(f"{path}/config.json asks for code of its own (auto_map); finetune runs no remote code")
 

@@ -51,7 +51,15 @@ def _config_problem(folder: Path) -> Wrong | None:
         )
     if "auto_map" in config:
         return f"{path} asks for code of its own (auto_map); finetune runs no remote code", None
-    missing = [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in config]
+    if isinstance(quantised := config.get("quantization_config"), dict):
+        return (
+            f"{folder} is already quantised ({quantised.get('quant_method', 'unknown method')})",
+            "take the original checkpoint: model.load_in quantises it while it is loaded",
+        )
+    sizes = ("hidden_size", "num_hidden_layers", "vocab_size")
+    if wrong := [key for key in sizes if key in config and not (isinstance(config[key], int) and config[key] > 0)]:
+        return f"{path}: {wrong[0]} should be a whole number above 0, is {config[wrong[0]]!r}", None
+    missing = [key for key in sizes if key not in config]
     return (f"{path} lacks {', '.join(missing)}", None) if missing else None
 
 

@@ -16,7 +16,10 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 DATA_FORMATS = ("auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text")
 DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
-Template = Literal["auto", "plain", "alpaca", "vicuna", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3"]
+Template = Literal[
+    "auto", "plain", "alpaca", "vicuna", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3",
+    "llama3.1-dated", "llama3.2-dated", "llama3.3-dated",
+]  # fmt: skip
 
 
 class Settings(BaseModel):
@@ -39,7 +42,8 @@ class ModelSettings(Settings):
     compute: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the matrix products. auto = bf16 on a GPU that has it, fp32 on a CPU (bf16 there is a choice)."""
     template: Template = "auto"
-    """Chat template. auto = the one of the family that is detected from the base's config and tokenizer."""
+    """Chat template. auto = the one of the family that is detected from the base's config and tokenizer. The dated ones
+    are those of the hub's instruct models, with dates in the system header; docs/families.md."""
     system: str | None = None
     """System prompt given to every conversation that has none of its own. null = none."""
     max_length: Annotated[int, Field(ge=8)] = 4096
@@ -220,6 +224,12 @@ class SftStage(Settings):
     train: TrainSettings = TrainSettings()
     """How long, how fast and in which portions to train."""
 
+    @model_validator(mode="after")
+    def _early_stop_measures(self) -> SftStage:
+        if self.train.early_stop is not None and self.held_out.fraction == 0 and not self.held_out.data:
+            raise ValueError("train.early_stop needs held-out rows to measure on; held_out.fraction is 0")
+        return self
+
 
 Stage = SftStage
 
@@ -239,6 +249,20 @@ class Recipe(Settings):
     """Where metrics are sent besides the run folder."""
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
     """The stages, each named by you; a stage reads only stages above it."""
+
+    @model_validator(mode="after")
+    def _init_fits(self) -> Recipe:
+        """What peft cannot start from, or not turn into an adapter for the untouched base afterwards."""
+        init = self.adapter.init
+        if init == "orthogonal" and self.adapter.rank % 2:
+            raise ValueError(f"adapter.init orthogonal needs an even rank, not {self.adapter.rank}")
+        for key, given in (("dora", self.adapter.dora), ("modules_to_save", bool(self.adapter.modules_to_save))):
+            if init in ("pissa", "olora") and given:
+                raise ValueError(
+                    f"adapter.init {init} cannot be combined with {key}: peft cannot write such an adapter for the "
+                    "untouched base; use init default"
+                )
+        return self
 
     @model_validator(mode="after")
     def _across_keys(self) -> Recipe:

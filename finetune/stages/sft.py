@@ -116,7 +116,7 @@ def run(stage: SftStage, job: Job) -> Outcome:
 
     base_name = job.base.name if job.base.revision else str(job.base.folder)
     adapter.save_adapter(model, job.adapter, job.out, job.work, base_name=base_name, revision=job.base.revision)
-    save_tokenizer(job.base.folder, tokenizer, resolved, job.model.max_length, job.out)
+    save_tokenizer(job.base.folder, tokenizer, resolved, job.out)
     ids_T, lengths = _proof_rows(data)
     fresh = load_base(job.base.folder, precision, device) if job.adapter.init in ("pissa", "olora") else None
     with loop.autocast(device, precision.compute):

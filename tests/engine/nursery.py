@@ -1,9 +1,9 @@
 """Runs the command line in forked children of a process that has imported everything, so that a start costs little.
 
 Reads one JSON object a line: {"argv": […], "kill_at": n or null}. Each child is a process of its own that runs
-`finetune ARGV`; with kill_at it sends itself SIGKILL at the n-th of its calls that make work durable (os.fsync before it
-flushes, os.rename and os.replace before and after). Prints the child's pid when it starts, and when it has ended its exit
-status as `subprocess` gives it (-9: killed).
+`finetune ARGV`; with kill_at it sends itself SIGKILL at the n-th of its calls that make work durable (os.fsync before
+it flushes, os.rename and os.replace before and after). Prints the child's pid when it starts, and when it has ended its
+exit status as `subprocess` gives it (-9: killed).
 """
 
 import json

@@ -87,7 +87,8 @@ stages:
   sft:
     kind: sft
     data: [{{path: rows.jsonl}}]
-    train: {{max_steps: {STEPS}, batch_size: 4, micro_batch_size: 2, checkpoint_every: 2, eval_every: 8, early_stop: 100}}
+    train:
+      {{max_steps: {STEPS}, batch_size: 4, micro_batch_size: 2, checkpoint_every: 2, eval_every: 8, early_stop: 100}}
 """
     )
     return path
