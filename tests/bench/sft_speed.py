@@ -263,8 +263,8 @@ def _cpu_name() -> str:
 def _line(run: Measured) -> str:
     return (
         f"{run.tool:18} {run.trained_per_second:7.0f} trained/s {run.tokens_per_second:7.0f} tokens/s "
-        f"{run.trained_per_cpu_second:7.0f} trained/CPU-s  first step {run.first_step_seconds:5.1f} s ({run.first_step_cpu_seconds:.1f} CPU)  "
-        f"peak {run.peak_mib:6.0f} MiB  last loss {run.losses[-1]:.5f}  load {run.load:.1f}"
+        f"{run.trained_per_cpu_second:7.0f} trained/CPU-s  first step {run.first_step_seconds:5.1f} s "
+        f"({run.first_step_cpu_seconds:.1f} CPU)  peak {run.peak_mib:6.0f} MiB  last loss {run.losses[-1]:.5f}  load {run.load:.1f}"
     )
 
 
@@ -278,7 +278,7 @@ def _report(result: dict[str, Any], runs: Sequence[Measured], tools: Sequence[st
         f"{settings['rounds']} rounds in turns, {settings['threads']} thread(s) each, {settings['dtype']}; "
         f"{machine['cores']} cores ({machine['cpu']}), load {min(loads)} to {max(loads)}",
         "",
-        "| median | trained tokens/s | tokens/s | trained/CPU-s | first step, s | its CPU-s | whole command, s | peak MiB |",
+        "| median | trained/s | tokens/s | trained/CPU-s | first step, s | its CPU-s | whole command, s | peak MiB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     names = list(next(iter(result["medians"].values())))
