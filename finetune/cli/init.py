@@ -87,7 +87,7 @@ def _base_value(base: str | None, folder: Path) -> str:
 
     if base is None:
         return _BASE
-    given = Path(base).expanduser()
+    given = Path(os.path.expanduser(base))
     if given.exists():
         return _from_folder(given, folder)
     if looks_like_path(base):
@@ -100,7 +100,7 @@ def _data_entry(data: str | None, folder: Path) -> str:
 
     if data is None:
         return f"path: {_EXAMPLE}"
-    given = Path(data).expanduser()
+    given = Path(os.path.expanduser(data))
     if given.exists():
         return f"path: {_yaml(_from_folder(given, folder))}"
     if data.count("/") != 1 or data.startswith((".", "~", "/")) or data.endswith(DATA_EXTENSIONS):
@@ -130,10 +130,12 @@ def _prove(text: str, base: str | None, data: str | None) -> None:
     from finetune.recipe.positions import read_yaml
 
     recipe = read_yaml(text).value
-    if base is not None and Path(base).expanduser().exists():  # the recipe's folder may not be there yet: absolute
-        recipe["model"]["base"] = str(Path(base).expanduser().absolute())
-    if data is not None and Path(data).expanduser().exists():
-        recipe["stages"]["sft"]["data"] = [{"path": str(Path(data).expanduser().absolute())}]
+    if (
+        base is not None and Path(os.path.expanduser(base)).exists()
+    ):  # the recipe's folder may not be there yet: absolute
+        recipe["model"]["base"] = str(Path(os.path.expanduser(base)).absolute())
+    if data is not None and Path(os.path.expanduser(data)).exists():
+        recipe["stages"]["sft"]["data"] = [{"path": str(Path(os.path.expanduser(data)).absolute())}]
     loaded = recipe_from_dict(recipe)
     place = (loaded.recipe, loaded.folder, loaded.source)
     problems = [*(check_base(*place) if base is not None else ()), *(check_data(*place) if data is not None else ())]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import Problem
-from finetune.recipe.base_checks import base_problems, looks_like_path
+from finetune.recipe.base_checks import Wrong, base_problems, looks_like_path
 from finetune.recipe.positions import KeyPath
 from finetune.recipe.schema import DataSource, Recipe
 from finetune.recipe.source import Source
@@ -30,24 +31,31 @@ def check_files(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
     ]
 
 
+def located(folder: Path, path: str) -> Path:
+    """A path as a recipe writes it: `~` is the home folder, relative paths begin at `folder`."""
+    return folder / os.path.expanduser(path)  # pathlib's expanduser raises where there is no such user
+
+
 def check_base(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
     """The base: a complete LLaMA checkpoint folder, or what could be a hub id."""
-    base, key = recipe.model.base, ("model", "base")
-    path = folder / Path(base).expanduser()
-    if path.exists():
-        problems = [source.problem(key, message, hint) for message, hint in base_problems(path)]
-        if recipe.model.revision is not None:
-            problems.append(source.problem(("model", "revision"), "a revision belongs to a hub base; this is a folder"))
-        return problems
-    hint: str | None
+    base, path = recipe.model.base, located(folder, recipe.model.base)
+    try:
+        wrongs = base_problems(path) if path.exists() else _hub_base_problems(base, path)
+        is_folder = path.is_dir()
+    except OSError as error:
+        wrongs, is_folder = [_unreadable(path, error)], False
+    problems = [source.problem(("model", "base"), *wrong) for wrong in wrongs]
+    if is_folder and recipe.model.revision is not None:
+        problems.append(source.problem(("model", "revision"), "a revision belongs to a hub base; this is a folder"))
+    return problems
+
+
+def _hub_base_problems(base: str, path: Path) -> list[Wrong]:
     if looks_like_path(base) or ("/" in base and path.parent.is_dir()):
         hint = _similar(path) or "give a checkpoint folder or a hub id such as org/name"
-        return [source.problem(key, f"no such folder: {path}", hint)]
+        return [(f"no such folder: {path}", hint)]
     if not _HUB_MODEL.match(base):
-        hint = _similar(path)
-        return [
-            source.problem(key, f"'{base}' is neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf", hint)
-        ]
+        return [(f"'{base}' is neither a folder nor a hub id such as meta-llama/Llama-2-7b-hf", _similar(path))]
     return []
 
 
@@ -56,7 +64,12 @@ def check_data(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
     problems = []
     for key, data in data_sources(recipe):
         if data.path is not None:
-            if wrong := _data_problem(folder / Path(data.path).expanduser()):
+            path = located(folder, data.path)
+            try:
+                wrong = _data_problem(path)
+            except OSError as error:
+                wrong = _unreadable(path, error)
+            if wrong is not None:
                 problems.append(source.problem((*key, "path"), *wrong))
         elif data.hub is not None and not _HUB_DATA_SET.match(data.hub):
             hint = f"write path: {data.hub}" if looks_like_path(data.hub) else None
@@ -85,16 +98,14 @@ def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) ->
         for key, reference in _references(stage):
             path: KeyPath = ("stages", name, *key)
             wants_rows = key[-1] == "stage"
-            if not wants_rows and (looks_like_path(reference, slashes=0) or (folder / reference).is_dir()):
+            if not wants_rows and (looks_like_path(reference, slashes=0) or _is_folder(folder / reference)):
                 continue  # an adapter folder, looked at with the other files
             if wrong := _reference_problem(reference, name, stages, wants_rows):
                 problems.append(source.problem(path, *wrong))
     return problems
 
 
-def _reference_problem(
-    reference: str, reader: str, stages: Mapping[str, Any], wants_rows: bool
-) -> tuple[str, str | None] | None:
+def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], wants_rows: bool) -> Wrong | None:
     names = list(stages)
     above = names[: names.index(reader)]
     if reference == reader:
@@ -132,19 +143,38 @@ def _check_adapters(recipe: Recipe, folder: Path, source: Source) -> list[Proble
     for name, stage in recipe.stages.items():
         if stage.start_from is None or stage.start_from in recipe.stages:
             continue
-        key, path = ("stages", name, "start_from"), folder / Path(stage.start_from).expanduser()
-        if not path.is_dir():
-            problems.append(source.problem(key, f"no such adapter folder: {path}", _similar(path)))
-        elif not (path / "adapter_config.json").is_file():
-            problems.append(source.problem(key, f"{path} has no adapter_config.json: not an adapter folder"))
-        elif not (path / "adapter_model.safetensors").is_file():
-            problems.append(
-                source.problem(key, f"{path} has no adapter_model.safetensors: the adapter's weights are missing")
-            )
+        path = located(folder, stage.start_from)
+        try:
+            wrong = _adapter_problem(path)
+        except OSError as error:
+            wrong = _unreadable(path, error)
+        if wrong is not None:
+            problems.append(source.problem(("stages", name, "start_from"), *wrong))
     return problems
 
 
-def _data_problem(path: Path) -> tuple[str, str | None] | None:
+def _adapter_problem(path: Path) -> Wrong | None:
+    if not path.is_dir():
+        return f"no such adapter folder: {path}", _similar(path)
+    if not (path / "adapter_config.json").is_file():
+        return f"{path} has no adapter_config.json: not an adapter folder", None
+    if not (path / "adapter_model.safetensors").is_file():
+        return f"{path} has no adapter_model.safetensors: the adapter's weights are missing", None
+    return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name that is too long for the disk, a folder that may not be read
+        return False
+
+
+def _unreadable(path: Path, error: OSError) -> Wrong:
+    return f"{str(path)[:200]} cannot be read: {error.strerror}", None
+
+
+def _data_problem(path: Path) -> Wrong | None:
     known = ", ".join(DATA_EXTENSIONS)
     if not path.exists():
         return f"no such file or folder: {path}", _similar(path)

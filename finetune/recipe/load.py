@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from finetune.errors import Problem, RecipeError
-from finetune.recipe.checks import check_files, reference_problems
+from finetune.recipe.checks import check_files, located, reference_problems
 from finetune.recipe.explain import explain, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
@@ -37,12 +38,12 @@ class LoadedRecipe:
 
     def locate(self, path: str) -> Path:
         """A path as the recipe writes it: `~` is the home folder, relative paths begin at the recipe's folder."""
-        return self.folder / Path(path).expanduser()
+        return located(self.folder, path)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """Read a recipe file and apply `key.path=value` overrides. Raises RecipeError with all problems at once."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     name = str(path)
     document = read_yaml(_read(path, name))
     hint: str | None
@@ -72,21 +73,19 @@ def check_recipe(loaded: LoadedRecipe) -> None:
 
 
 def _read(path: Path, name: str) -> str:
-    hint: str | None
-    if not path.exists():
+    try:
+        if path.is_dir():
+            inside = sorted(str(other) for other in path.glob("*.yaml"))
+            hint = f"it holds {', '.join(inside[:3])}" if inside else None
+            raise RecipeError([Problem("this is a folder; give the recipe file", hint=hint)], name)
+        if path.stat().st_size > _MAX_BYTES:
+            size = f"{path.stat().st_size / 2**20:.0f} MiB"
+            raise RecipeError([Problem(f"{size} are too much for a recipe; is this a data file?")], name)
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
         neighbours = [str(other) for pattern in ("*.yaml", "*.yml") for other in path.parent.glob(pattern)]
         hint = did_you_mean(name, neighbours) or "`finetune init` writes a recipe to begin with"
-        raise RecipeError([Problem("no such file", hint=hint)], name)
-    if path.is_dir():
-        inside = sorted(str(other) for other in path.glob("*.yaml"))
-        hint = f"it holds {', '.join(inside[:3])}" if inside else None
-        raise RecipeError([Problem("this is a folder; give the recipe file", hint=hint)], name)
-    try:
-        if (size := path.stat().st_size) > _MAX_BYTES:
-            raise RecipeError(
-                [Problem(f"{size / 2**20:.0f} MiB are too much for a recipe; is this a data file?")], name
-            )
-        return path.read_bytes().decode("utf-8-sig")
+        raise RecipeError([Problem("no such file", hint=hint)], name) from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise RecipeError([Problem("not UTF-8 text", line=line)], name) from error

@@ -231,6 +231,58 @@ class SftStage(Settings):
         return self
 
 
+class PreferenceStage(Settings):
+    """What stages that learn from comparisons share."""
+
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    """Where the comparisons come from; several sources are mixed."""
+    start_from: str | None = None
+    """An earlier stage of this recipe, or an adapter folder, to go on from. null = a fresh adapter on the base."""
+    held_out: HeldOut = HeldOut()
+    """Comparisons kept apart to measure on; those that share a prompt are kept on one side."""
+    too_long: Literal["drop", "error"] = "drop"
+    """Comparisons with an answer over model.max_length: leave out (counted, listed), or stop."""
+    duplicates: Literal["keep", "drop"] = "keep"
+    """Exact duplicates are counted in any case; drop uses each once."""
+    ranked: Literal["all", "top"] = "all"
+    """Rankings of three and more answers: every pair in them, or the best against each of the others."""
+    train: TrainSettings = TrainSettings()
+
+
+class RewardStage(PreferenceStage):
+    """A reward model: a scalar head on the last token, trained on comparisons (Bradley-Terry)."""
+
+    kind: Literal["reward"]
+    margin: Literal["none", "llama2-small", "llama2-large", "column"] = "none"
+    """Margin in the loss: by the rating of a pair as in Llama 2 (1, 2/3, 1/3, 0 or 3, 2, 1, 0), or the rows' own column."""
+    centring: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of (sum of a pair's scores)^2, which keeps scores around 0. TRL's center_rewards_coefficient."""
+    slices: list[str] = []
+    """Columns of the rows to report held-out accuracy by."""
+
+
+class DpoStage(PreferenceStage):
+    """Direct preference optimisation and its relatives, against the frozen adapter the stage starts from."""
+
+    kind: Literal["dpo"]
+    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo", "kto"] = "sigmoid"
+    """The preference loss; docs/preference.md has each with its paper."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull to the reference (orpo: weight of the odds ratio)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of comparisons taken to be the wrong way round (sigmoid, robust)."""
+    simpo_margin: Annotated[float, Field(ge=0)] = 0.5
+    """simpo's target margin gamma, in units of beta times mean log-probability."""
+    kto_weights: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    """kto's weights of desirable and undesirable answers."""
+    nll_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the chosen answers' negative log-likelihood, averaged over their tokens. Llama 3 used 0.2."""
+    mask_format_tokens: StrictBool = False
+    """Keep header and end tokens of both answers out of the preference loss, as Llama 3 did."""
+    reference: Literal["auto", "ahead", "batch"] = "auto"
+    """When the reference's log-probabilities are computed: once ahead and cached, or with every batch. auto = the cheaper."""
+
+
 Stage = SftStage
 
 

@@ -185,3 +185,15 @@ def test_paths_are_relative_to_the_recipe(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert told(path) == []
+
+
+LONG = "x" * 5000
+
+
+def test_paths_that_no_disk_takes(write: Write) -> None:
+    path = write(recipe(f"./{LONG}", f"{LONG}.jsonl", rest=f"start_from: ./{LONG}"))
+    assert [line.rpartition(": ")[2] for line in told(path)] == ["File name too long"] * 3
+    [message] = told(write(recipe("~no-such-user/base")))
+    assert message.startswith("2: model.base: no such folder: ")
+    for quoted in told(write(recipe('"./a\\0b"', '"a\\0b.jsonl"'))):
+        assert "no such" in quoted
