@@ -60,6 +60,35 @@ Example = Dialog | Completion | Text
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Answers to one prompt, best first; two make a pair.
+
+    prompt: the conversation up to the answers, ending with a user (or tool) turn. answers: each a Dialog's last turns,
+    usually one assistant message. margin: the row's own margin column; rating: one of Llama 2's four, as RATINGS.
+    """
+
+    prompt: Dialog
+    answers: tuple[tuple[Message, ...], ...]
+    margin: float | None = None
+    rating: str | None = None
+
+
+RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer and whether it is desirable: unpaired data, for KTO."""
+
+    prompt: Dialog
+    answer: tuple[Message, ...]
+    desirable: bool
+
+
+Comparison = Ranking | Judged
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a row came from, for messages: `demo.jsonl:17`, or `org/name[train] row 17`."""
 
@@ -76,5 +105,14 @@ class Origin:
 @dataclass(frozen=True)
 class Row:
     example: Example
+    origin: Origin
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """As Row, for comparisons; extra holds the row's other columns, for reports by slice."""
+
+    comparison: Comparison
     origin: Origin
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -26,7 +26,7 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
     from finetune.plan.plan import make_plan
     from finetune.recipe.load import load_recipe
 
-    stages = []
+    stages: list[dict[str, Any]] = []
     for stage in make_plan(load_recipe(recipe, overrides), runs).stages:
         manifest = read_manifest(stage.folder)
         path = stage.part if stage.state == "started" else stage.folder

@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+
+Ints = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Rows(Protocol):
@@ -54,8 +58,8 @@ class TokenBatch:
     def to(self, device: torch.device) -> TokenBatch:
         if device.type == "cpu":
             return self
-        moved = (x.to(device, non_blocking=True) for x in (self.ids_T, self.predict_N, self.labels_N))
-        return TokenBatch(*moved, self.lengths, self.rows)
+        ids_T, predict_N, labels_N = (x.to(device) for x in (self.ids_T, self.predict_N, self.labels_N))
+        return TokenBatch(ids_T, predict_N, labels_N, self.lengths, self.rows)
 
 
 def collate(data: Rows, rows: Sequence[int]) -> TokenBatch:
@@ -96,7 +100,7 @@ def total_steps(rows: int, batch_size: int, epochs: float, max_steps: int | None
     return max_steps if max_steps is not None else max(1, math.ceil(epochs * math.ceil(rows / batch_size) - 1e-9))
 
 
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], size: int, *, balance: bool) -> list[list[int]]:
+def micro_batches(rows: Ints, lengths: Ints, size: int, *, balance: bool) -> list[list[int]]:
     """Cut one step's rows into forward passes of at most `size` rows, as few as possible, the largest first.
 
     lengths: tokens of each of `rows`. balance False (padded): neighbours in length go together, so that little is

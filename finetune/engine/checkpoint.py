@@ -67,7 +67,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files are all as written, and what was passed over: (checkpoint, warnings)."""
-    warnings = []
+    warnings: list[str] = []
     for path in reversed(_folders(folder)):
         if (problem := _problem(path)) is None:
             return _read(path), warnings
