@@ -264,7 +264,8 @@ def _line(run: Measured) -> str:
     return (
         f"{run.tool:18} {run.trained_per_second:7.0f} trained/s {run.tokens_per_second:7.0f} tokens/s "
         f"{run.trained_per_cpu_second:7.0f} trained/CPU-s  first step {run.first_step_seconds:5.1f} s "
-        f"({run.first_step_cpu_seconds:.1f} CPU)  peak {run.peak_mib:6.0f} MiB  last loss {run.losses[-1]:.5f}  load {run.load:.1f}"
+        f"({run.first_step_cpu_seconds:.1f} CPU)  peak {run.peak_mib:6.0f} MiB  "
+        f"last loss {run.losses[-1]:.5f}  load {run.load:.1f}"
     )
 
 
