@@ -30,7 +30,16 @@ def calm_libraries() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # bitsandbytes, at every int8 product in float32: how LLM.int8() works.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # bitsandbytes, on a CPU, at the first step: paged optimisers are ordinary ones there, with the same numbers.
+    warnings.filterwarnings("ignore", message="Paged optimizers are not supported on CPU.*")
+    # transformers: its table of missing and unexpected weights, of which load_base makes an error. Not by the level:
+    # from WARNING on, transformers 5.23 checks a tensor-parallel plan that nobody asked for, and says what that lacks.
+    logging.getLogger("transformers.modeling_utils").addFilter(_no_load_report)
     # peft 0.21 asks transformers 5.23 by names that are about to go.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*", category=FutureWarning)
     # peft, when a pissa or olora adapter is saved: ours is converted to a plain one, as it advises.
     warnings.filterwarnings("ignore", message=".*changes the base weights of the model.*")
+
+
+def _no_load_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -73,8 +73,9 @@ def answers_fit(
 
 
 def stop_on_long(rows: Sequence[tuple[Row, np.int64, str | None]], max_length: int, places: Mapping[str, str]) -> None:
+    advice = "too_long: error stops here, drop and truncate go on"
     faults = [
-        Fault(row.origin, f"has {length:,} tokens, more than model.max_length {max_length:,} (too_long: error)")
+        Fault(row.origin, f"has {length:,} tokens, more than model.max_length {max_length:,} ({advice})")
         for row, length, why in rows
         if why == TOO_LONG
     ]
@@ -91,6 +92,8 @@ def refuse_empty(report: DataReport, max_length: int) -> None:
 
     why = ", ".join(shown(reason, dropped) for reason, dropped in report.dropped.items()) or "all held out"
     advice = ""
+    if PROMPT_TOO_LONG in report.dropped:
+        advice = f". Raise model.max_length (now {max_length:,}), or shorten the prompts, which are never cut"
     if TOO_LONG in report.dropped:
         advice = f". Raise model.max_length (now {max_length:,}), use too_long: truncate, or split the long rows"
     raise DataError(f"no row is left to train on: of {report.rows:,} rows {why}{advice}")

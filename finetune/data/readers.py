@@ -78,7 +78,7 @@ def _jsonl(path: Path, shown: str) -> Iterator[RawRow | Fault]:
                 continue
             origin = Origin(shown, line=number)
             try:
-                value = json.loads(line.decode("utf-8"))
+                value = json.loads(line.decode("utf-8").rstrip("\r\n"))
             except UnicodeDecodeError as error:
                 yield Fault(origin, f"not UTF-8: byte 0x{line[error.start]:02x} at position {error.start + 1}")
             except json.JSONDecodeError as error:

@@ -172,6 +172,13 @@ def train(
         if not work.held_out:
             return False
         progress.held_out = held_out_loss(model, work, device, compute)
+        if not math.isfinite(progress.held_out):
+            cure = (
+                "a lower learning_rate is the usual cure"
+                if step
+                else "the base, or the adapter to start from, is damaged"
+            )
+            raise DivergedError(f"the held-out loss after step {step} is {progress.held_out}: {cure}")
         if progress.first_held_out is None:
             progress.first_held_out = progress.held_out
         log({"step": step, "held_out_loss": progress.held_out})

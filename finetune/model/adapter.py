@@ -59,7 +59,7 @@ def new_adapter(base: LlamaForCausalLM, settings: AdapterSettings, *, seed: int)
 
 
 def open_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
-    """Put a saved LoRA adapter on the base, trainable. The folder holds PEFT files in safetensors. Raises InputError."""
+    """Put a saved LoRA adapter (a folder of PEFT files in safetensors) on the base, trainable. Raises InputError."""
     if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
     try:

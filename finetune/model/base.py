@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,8 +15,6 @@ from transformers.utils import logging as transformers_logging
 
 from finetune.errors import BaseModelError
 from finetune.model import ragged
-
-_reports = logging.getLogger("transformers.modeling_utils")
 
 LoadIn = Literal["nf4", "int8", "bf16", "fp32"]
 
@@ -66,8 +63,6 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
     elif precision.load_in == "int8":
         quantisation = BitsAndBytesConfig(load_in_8bit=True)
     transformers_logging.disable_progress_bar()
-    before = _reports.level
-    _reports.setLevel(logging.ERROR)  # its table of missing and unexpected weights: an error of ours tells it
     try:
         model, report = LlamaForCausalLM.from_pretrained(
             folder,
@@ -84,8 +79,6 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, StrictDataclassError) as error:
         # A truncated or mislabelled checkpoint surfaces as one of these, with a message that names the tensor or file.
         raise BaseModelError(f"the base in {folder} could not be loaded: {error}") from error
-    finally:
-        _reports.setLevel(before)
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise BaseModelError(

@@ -25,6 +25,7 @@ from finetune.engine.batches import Schedule, TokenBatch, collate, micro_batches
 from finetune.engine.job import Job, Outcome
 from finetune.engine.optim import default_learning_rate
 from finetune.engine.tracking import Wandb
+from finetune.errors import BaseModelError, InputError
 from finetune.families.detect import resolve
 from finetune.model import adapter
 from finetune.model.base import choose_device, choose_precision, describe, load_base
@@ -61,6 +62,7 @@ def run(stage: SftStage, job: Job) -> Outcome:
         cache=job.cache,
         say=job.say,
     )
+    _check_fits(stage, data, job)
     steps = total_steps(len(data.epoch_order(0)), train.batch_size, train.epochs, train.max_steps)
 
     device = choose_device(job.model.device)
@@ -71,19 +73,30 @@ def run(stage: SftStage, job: Job) -> Outcome:
     if stage.start_from is not None:
         start = job.inputs.get(stage.start_from) or job.locate(stage.start_from)
         model = adapter.open_adapter(base, start)
+        # A saved adapter is an ordinary one, for the untouched base, however it began.
+        settings = job.adapter.model_copy(update={"init": "default"})
     else:
         model = adapter.new_adapter(base, job.adapter, seed=job.seed)
+        settings = job.adapter
+    lora = model.peft_config[adapter.ADAPTER]
+    if stage.start_from is not None:
+        job.say(
+            f"goes on from the adapter {start}: rank {lora.r}, alpha {lora.lora_alpha:g}; the recipe's adapter section "
+            "is for fresh ones"
+        )
     if train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     weights = adapter.trainable(model)
     count = sum(parameter.numel() for parameter in weights.values())
     require_space(job.out, _disk_bytes(weights, train), f"stage {job.name}")
-    peak_rate = _peak_rate(stage, job)
+    peak_rate = train.learning_rate
+    if peak_rate == "auto":
+        peak_rate = default_learning_rate(job.base.hidden_size, lora.lora_alpha, lora.r, lora.use_rslora)
     job.say(
         f"adapter: {count:,} trainable parameters; {steps} steps of {train.batch_size} rows; "
         f"learning rate {peak_rate:.3g}{' (auto)' if train.learning_rate == 'auto' else ''}, {train.schedule}"
     )
-    adapter.keep_initial(model, job.adapter, job.work)
+    adapter.keep_initial(model, settings, job.work)
     torch.manual_seed(job.seed)
 
     work = sft_work(data, train, base.model, base.lm_head, steps)
@@ -115,10 +128,10 @@ def run(stage: SftStage, job: Job) -> Outcome:
             tracker.close(failed=failed)
 
     base_name = job.base.name if job.base.revision else str(job.base.folder)
-    adapter.save_adapter(model, job.adapter, job.out, job.work, base_name=base_name, revision=job.base.revision)
+    adapter.save_adapter(model, settings, job.out, job.work, base_name=base_name, revision=job.base.revision)
     save_tokenizer(job.base.folder, tokenizer, resolved, job.out)
     ids_T, lengths = _proof_rows(data)
-    fresh = load_base(job.base.folder, precision, device) if job.adapter.init in ("pissa", "olora") else None
+    fresh = load_base(job.base.folder, precision, device) if settings.init in ("pissa", "olora") else None
     with loop.autocast(device, precision.compute):
         proof = adapter.prove_reload(model, job.out, ids_T.to(device), lengths, fresh=fresh)
     job.say(f"proof: the adapter, loaded again, gives the trained logits (off by {proof['max_abs_difference']:g})")
@@ -178,11 +191,24 @@ def token_loss(
     return -logprobs(hidden_TD.index_select(0, batch.predict_N), batch.labels_N, head).sum()
 
 
-def _peak_rate(stage: SftStage, job: Job) -> float:
-    rate = stage.train.learning_rate
-    if rate != "auto":
-        return rate
-    return default_learning_rate(job.base.hidden_size, job.adapter.alpha, job.adapter.rank, job.adapter.rslora)
+def _check_fits(stage: SftStage, data: PreparedSft, job: Job) -> None:
+    """What the data and the base have to say to each other. Raises InputError."""
+    words, largest = int(job.base.config["vocab_size"]), int(data.rows.ids.max(initial=0))
+    if largest >= words:
+        raise BaseModelError(
+            f"{job.base.folder}: its tokenizer gives the id {largest}, but its config.json says vocab_size {words}: "
+            "the tokenizer belongs to another checkpoint. Take both from the same one"
+        )
+    if stage.train.early_stop is not None and data.held_out is None:
+        raise InputError(
+            "train.early_stop needs held-out rows, and none could be held out: give more rows, or held_out.data"
+        )
+    positions = job.base.config.get("max_position_embeddings")
+    if positions is not None and data.report.lengths.longest > positions:
+        job.say(
+            f"rows of up to {data.report.lengths.longest:,} tokens are longer than the {positions:,} positions the "
+            f"base was made for; model.max_length: {positions} would leave them out"
+        )
 
 
 def _disk_bytes(weights: dict[str, torch.nn.Parameter], train: TrainSettings) -> int:
