@@ -10,6 +10,7 @@ from typing import Any
 
 from finetune.errors import Problem
 from finetune.recipe.base_checks import Wrong, base_problems, looks_like_path
+from finetune.recipe.explain import known_kinds
 from finetune.recipe.positions import KeyPath
 from finetune.recipe.schema import DataSource, Recipe
 from finetune.recipe.source import Source
@@ -111,9 +112,9 @@ def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], w
     if reference == reader:
         return f"stage {reader} cannot read itself", None
     if reference in above:
-        kind = stages[reference].get("kind") if isinstance(stages[reference], Mapping) else None
-        if wants_rows and kind == "sft" and kind not in _KINDS_WITH_ROWS:
-            return f"stage {reference} (sft) writes an adapter, not rows", "start_from takes an adapter"
+        kind = str(stages[reference].get("kind")) if isinstance(stages[reference], Mapping) else ""
+        if wants_rows and kind in known_kinds() and kind not in _KINDS_WITH_ROWS:
+            return f"stage {reference} ({kind}) writes an adapter, not rows", "start_from takes an adapter"
         return None
     if reference in names:
         return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"

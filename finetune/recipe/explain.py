@@ -99,8 +99,11 @@ def _place(location: tuple[int | str, ...]) -> _Place:
         choices = members(place.expected)
         if len(choices) > 1:
             label = rest.pop(0)  # pydantic names the alternative it tried: 'list[str]', or the kind of a stage
-            by_kind = {kind: section for kind, section in known_kinds().items() if section in choices}
-            inside = by_kind.get(str(label)) or next((choice for choice in choices if _has_inside(choice)), None)
+            of_kind = known_kinds().get(str(label))
+            if of_kind in choices:
+                place = replace(place, expected=of_kind)
+                continue
+            inside = next((choice for choice in choices if _has_inside(choice)), None)
             place = replace(place, expected=inside if rest else place.expected, choice=place.path)
             continue
         inner, _ = unwrap(choices[0])
@@ -126,7 +129,7 @@ def _has_inside(annotation: Any) -> bool:
 def _problem(place: _Place, detail: Any, data: Mapping[str, Any], source: Source) -> Problem:
     match detail["type"]:
         case "extra_forbidden":
-            return source.problem(place.path, "unknown key", _unknown_key_hint(place, _at(data, place.path[:-1])))
+            return source.problem(place.path, "unknown key", _unknown_key_hint(place, data))
         case "missing" if place.path and get_origin(unwrap(place.expected)[0]) is not tuple:
             return _missing(place, data, source)
         case "value_error":
@@ -157,7 +160,7 @@ def _missing(place: _Place, data: Mapping[str, Any], source: Source) -> Problem:
     return source.problem(place.path, f"missing key: {where} ({describe(place.expected)})", hint, at=tuple(section))
 
 
-def _unknown_key_hint(place: _Place, given: Any) -> str:
+def _unknown_key_hint(place: _Place, data: Mapping[str, Any]) -> str:
     key = str(place.path[-1])
     allowed = allowed_keys(place.section)
     if close := suggest(key, allowed, 0.75):
@@ -165,30 +168,39 @@ def _unknown_key_hint(place: _Place, given: Any) -> str:
     wanted = _OTHER_TOOLS.get(key.lower().replace("-", "_"), key)
     if wanted in allowed:
         return f"did you mean '{wanted}'?"
-    stage = str(place.path[1]) if place.path[0] == "stages" and len(place.path) > 2 else "<stage>"
-    homes = [home.replace("<stage>", stage) for home in _homes(Recipe, wanted, ())]
-    inside = key_path_text(place.path[:-1])
-    for home in sorted(homes, key=lambda home: not home.startswith(inside)):
-        return f"'{wanted}' belongs to {home}" if wanted == key else f"did you mean '{wanted}' of {home}?"
+    if homes := _homes(wanted, place, data):
+        return f"'{wanted}' belongs to {homes[0]}" if wanted == key else f"did you mean '{wanted}' of {homes[0]}?"
     if close := suggest(key, allowed):
         return f"did you mean '{close}'?"
+    given = _at(data, place.path[:-1])
     free = [name for name in allowed if not isinstance(given, Mapping) or name not in given]
     return f"this section knows: {', '.join(free or allowed)}"
 
 
-def _homes(section: type[BaseModel], key: str, path: tuple[str, ...]) -> Iterator[str]:
-    """Sections of the recipe, not entries of lists, that have the key: train of a stage, model, …"""
+def _homes(key: str, place: _Place, data: Mapping[str, Any]) -> list[str]:
+    """Sections that have the key, the nearest first: of the same stage, of the recipe, of stages of other kinds."""
+    in_stage = place.path[0] == "stages" and len(place.path) > 2
+    name = str(place.path[1]) if in_stage else "<stage>"
+    own = _at(data, ("stages", name, "kind")) if in_stage else None
+    near: list[str] = []
+    others: list[str] = []
+    for kind, stage in known_kinds().items():
+        if own in (None, kind):
+            near += _inside(stage, key, ("stages", name))
+        elif key in stage.model_fields:
+            others.append(f"a stage of kind {kind}")
+    top = list(_inside(Recipe, key, ()))
+    return [*near, *top, *others] if in_stage else [*top, *near]
+
+
+def _inside(section: type[BaseModel], key: str, path: tuple[str, ...]) -> Iterator[str]:
+    """The section itself and sections in it, not entries of lists, that have the key."""
+    if path and key in section.model_fields:
+        yield ".".join(path)
     for name, annotation in get_type_hints(section, include_extras=True).items():
-        if name not in section.model_fields:
-            continue
-        if name == key and path:
-            yield ".".join(path)
         inner, _ = unwrap(members(annotation)[0])
-        if is_section(inner):
-            yield from _homes(inner, key, (*path, name))
-        elif name == "stages":
-            for stage in known_kinds().values():
-                yield from _homes(stage, key, (*path, name, "<stage>"))
+        if name in section.model_fields and is_section(inner):
+            yield from _inside(inner, key, (*path, name))
 
 
 def _value_hint(place: _Place, value: Any) -> str | None:

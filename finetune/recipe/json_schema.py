@@ -40,7 +40,15 @@ def schema_text() -> str:
 
 
 def docs_text() -> str:
-    return _DOCS_HEAD + "".join(f"\n{_section(path, section)}" for path, section in _sections(Recipe, ""))
+    first: dict[type[BaseModel], str] = {}
+    text = _DOCS_HEAD
+    for path, section in _sections(Recipe, ""):
+        if section in first:
+            text += f"\n## {path}\n\nThe keys of {first[section]}.\n"
+        else:
+            first[section] = path
+            text += f"\n{_section(path, section)}"
+    return text
 
 
 def _tidy(value: Any) -> None:
@@ -72,7 +80,7 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[B
         inner, _ = unwrap(members(annotation)[0])
         if is_section(inner):
             yield from _sections(inner, inside)
-        elif is_section(entry := unwrap((get_args(inner) or (None,))[0])[0]) and not path.endswith("held_out"):
+        elif is_section(entry := unwrap((get_args(inner) or (None,))[0])[0]):
             yield from _sections(entry, f"{inside}[]")
 
 

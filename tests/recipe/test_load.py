@@ -173,8 +173,8 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
          "has no length to plan with"),
         ("base: org/model", "base: 3", "3: model.base: expected text; found 3 (put it in quotes: '3')"),
         ("base: org/model", "base: ''", "3: model.base: expected text; found empty text"),
-        ("base: org/model", "base: org/model\n  load_in: NF-4", "4: model.load_in: expected one of nf4, int8, bf16, fp32; "
-         "found text 'NF-4' (did you mean 'nf4'?)"),
+        ("base: org/model", "base: org/model\n  load_in: NF-4",
+         "4: model.load_in: expected one of nf4, int8, bf16, fp32; found text 'NF-4' (did you mean 'nf4'?)"),
         ("base: org/model", "base: org/model\nadapter: {targets: [q_proj, 3]}", "4: adapter.targets[1]: expected text; "
          "found 3 (put it in quotes: '3')"),
         ("base: org/model", "base: org/model\nadapter: {targets: 3}", "4: adapter.targets: expected text or a "
