@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from finetune.model.ragged import Layout, lay_out
+
 
 Ints = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -34,16 +36,18 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows laid end to end: T tokens of B rows.
+    """B rows in a layout of T tokens, which may hold a prefix that rows share once.
 
-    ids_T: [T] int64. predict_N, labels_N: [N] int64, for every trained token the position before it (whose hidden state
-    predicts it) and its id; a row's first token has no such position. lengths: B. rows: indices in the data.
+    ids_T: [T] int64. predict_N, labels_N, row_N: [N] int64; for every trained token of every row: which of T predicts
+    it (its predecessor), its id, and which row of the batch it belongs to. A row's first token has no predecessor and is
+    not among them. rows: indices in the data.
     """
 
     ids_T: Tensor
     predict_N: Tensor
     labels_N: Tensor
-    lengths: tuple[int, ...]
+    row_N: Tensor
+    layout: Layout
     rows: tuple[int, ...]
 
     @property
@@ -53,28 +57,36 @@ class TokenBatch:
 
     @property
     def tokens(self) -> int:
-        return len(self.ids_T)
+        """Tokens of all rows, a shared prefix counted in each: what a padded forward would have to compute at least."""
+        shared = sum(self.layout.before(segment) for segment in self.layout.segments)
+        prefixes = {segment.prefix for segment in self.layout.segments if segment.prefix is not None}
+        return len(self.ids_T) + shared - sum(self.layout.segments[prefix].length for prefix in prefixes)
 
     def to(self, device: torch.device) -> TokenBatch:
         if device.type == "cpu":
             return self
-        ids_T, predict_N, labels_N = (x.to(device) for x in (self.ids_T, self.predict_N, self.labels_N))
-        return TokenBatch(ids_T, predict_N, labels_N, self.lengths, self.rows)
+        moved = [x.to(device) for x in (self.ids_T, self.predict_N, self.labels_N, self.row_N)]
+        return TokenBatch(moved[0], moved[1], moved[2], moved[3], self.layout, self.rows)
 
 
-def collate(data: Rows, rows: Sequence[int]) -> TokenBatch:
-    """Lay the given rows end to end."""
-    ids, trained, lengths = [], [], []
-    for index in rows:
-        row_ids, row_trained = data.row(int(index))
-        ids.append(row_ids)
-        mask = np.array(row_trained, dtype=bool)
-        mask[:1] = False
-        trained.append(mask)
-        lengths.append(len(row_ids))
-    ids_T = torch.from_numpy(np.concatenate(ids).astype(np.int64))
-    positions_N = torch.from_numpy(np.flatnonzero(np.concatenate(trained)))
-    return TokenBatch(ids_T, positions_N - 1, ids_T[positions_N], tuple(lengths), tuple(int(r) for r in rows))
+def collate(data: Rows, rows: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> TokenBatch:
+    """Lay the given rows out. groups: positions in `rows` that may share a prefix; None = no sharing."""
+    taken = [data.row(int(index)) for index in rows]
+    laid = lay_out([ids for ids, _ in taken], groups or [[i] for i in range(len(rows))])
+    predict, labels, owners = [], [], []
+    for owner, ((ids, trained), where) in enumerate(zip(taken, laid.where, strict=True)):
+        positions = np.flatnonzero(np.asarray(trained)[1:]) + 1
+        predict.append(where[positions - 1])
+        labels.append(ids[positions].astype(np.int64))
+        owners.append(np.full(len(positions), owner))
+    return TokenBatch(
+        torch.from_numpy(laid.ids),
+        torch.from_numpy(np.concatenate(predict)),
+        torch.from_numpy(np.concatenate(labels)),
+        torch.from_numpy(np.concatenate(owners)),
+        laid.layout,
+        tuple(int(index) for index in rows),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from finetune.errors import InputError, ProofError
-from finetune.model.ragged import ragged_hidden
+from finetune.model.ragged import Layout, ragged_hidden
 from finetune.recipe.schema import AdapterSettings
 
 ADAPTER = "default"
@@ -215,6 +215,6 @@ def prove_reload(
 def _last_logits(model: PeftModel, ids_T: Tensor, lengths: list[int]) -> Tensor:
     """[B, V] float32 logits after the last token of every row."""
     inner = model.get_base_model()
-    hidden_TD = ragged_hidden(inner.model, ids_T, lengths)
+    hidden_TD = ragged_hidden(inner.model, ids_T, Layout.of_rows(lengths))
     ends = torch.tensor(lengths, device=hidden_TD.device).cumsum(0) - 1
     return inner.lm_head(hidden_TD[ends]).float().cpu()

@@ -29,11 +29,11 @@ from finetune.errors import BaseModelError, InputError
 from finetune.families.detect import resolve
 from finetune.model import adapter
 from finetune.model.base import choose_device, choose_precision, describe, load_base
-from finetune.model.ragged import padded_hidden, ragged_hidden
+from finetune.model.ragged import Layout, padded_hidden, ragged_hidden
 from finetune.numerics.logprobs import logprobs
 from finetune.recipe.schema import SftStage, TrainSettings
 
-Hidden = Callable[[torch.nn.Module, Tensor, Sequence[int]], Tensor]
+Hidden = Callable[[torch.nn.Module, Tensor, Layout], Tensor]
 PROOF_ROWS, PROOF_TOKENS = 4, 256
 """The reloaded adapter is compared on this many rows, each cut to this many tokens: enough to reach every weight."""
 
@@ -187,7 +187,7 @@ def token_loss(
     decoder and head are the model's own, with LoRA in place; `model` itself is not called, since its forward would give
     every position's logits.
     """
-    hidden_TD = hidden(decoder, batch.ids_T, batch.lengths)
+    hidden_TD = hidden(decoder, batch.ids_T, batch.layout)
     return -logprobs(hidden_TD.index_select(0, batch.predict_N), batch.labels_N, head).sum()
 
 

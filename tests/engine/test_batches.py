@@ -27,7 +27,17 @@ def test_collate_by_hand():
     assert batch.ids_T.tolist() == [8, 9, 5, 6, 7]
     # 9 is predicted from position 0; 6 and 7 from 2 and 3; 8 opens its row, so nothing predicts it.
     assert batch.labels_N.tolist() == [9, 6, 7] and batch.predict_N.tolist() == [0, 2, 3]
-    assert batch.lengths == (2, 3) and batch.rows == (1, 0) and batch.units == 3 and batch.tokens == 5
+    assert batch.row_N.tolist() == [0, 1, 1]
+    assert batch.layout.lengths == (2, 3) and batch.rows == (1, 0) and batch.units == 3 and batch.tokens == 5
+
+
+def test_collate_with_a_shared_prompt():
+    data = Rows([([5, 6, 7], [0, 0, 1]), ([5, 6, 8, 9], [0, 0, 1, 1])])
+    batch = collate(data, [0, 1], groups=[[0, 1]])
+    assert batch.ids_T.tolist() == [5, 6, 7, 8, 9]
+    # 7 and 8 are both predicted by the 6 that the rows share.
+    assert batch.labels_N.tolist() == [7, 8, 9] and batch.predict_N.tolist() == [1, 1, 3]
+    assert batch.row_N.tolist() == [0, 1, 1] and batch.tokens == 7
 
 
 @given(

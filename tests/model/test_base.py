@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune.errors import BaseModelError, InputError
 from finetune.model import adapter
 from finetune.model.base import choose_precision, describe, keep_bitsandbytes_exact, load_base
-from finetune.model.ragged import ragged_hidden
+from finetune.model.ragged import Layout, ragged_hidden
 from finetune.recipe.schema import AdapterSettings
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def ids():
 
 def gradients(base, model):
     model.zero_grad()
-    hidden = ragged_hidden(base.model, ids(), LENGTHS)
+    hidden = ragged_hidden(base.model, ids(), Layout.of_rows(LENGTHS))
     base.lm_head(hidden).float().logsumexp(-1).sum().backward()
     return {name: p.grad.clone() for name, p in adapter.trainable(model).items()}
 
@@ -74,7 +74,7 @@ def test_nf4_gradients_survive_an_evaluation(checkpoint):
     before = gradients(base, model)
     model.eval()
     with torch.no_grad():
-        ragged_hidden(base.model, ids(), LENGTHS)
+        ragged_hidden(base.model, ids(), Layout.of_rows(LENGTHS))
     model.train()
     after = gradients(base, model)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -100,7 +100,7 @@ def test_the_trap_is_what_we_think_it_is(checkpoint):
         module.support_avx512bf16_for_cpu = True
     model.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        ragged_hidden(base.model, ids(), LENGTHS)
+        ragged_hidden(base.model, ids(), Layout.of_rows(LENGTHS))
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
         after = gradients(base, model)
