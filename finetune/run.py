@@ -32,6 +32,8 @@ from finetune.quiet import calm_libraries, quiet_libraries
 from finetune.recipe.load import LoadedRecipe
 
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets", "finetune")
+_PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""How torchrun, accelerate launch and the MPIs say how many processes they started."""
 _KEPT_FROM_WORK = ("metrics.jsonl", "wandb")
 
 
@@ -40,6 +42,7 @@ def run_recipe(loaded: LoadedRecipe, runs: Path, say: Callable[[str], None], *, 
 
     say: shows the user a line. Returns the plan as it stands afterwards. Errors: see finetune.errors.
     """
+    _refuse_launchers()
     plan = make_plan(loaded, runs, weights=True)
     chosen = {stage.name for stage in plan.stages if kinds is None or stage.kind in kinds}
     if plan.base.revision:
@@ -88,6 +91,16 @@ def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path,
             rename(part, stage.folder)
         shutil.rmtree(stage.folder / "work")
     say(f"{stage.name}: done: {stage.folder}")
+
+
+def _refuse_launchers() -> None:
+    """Several processes would wait for each other's lock, or for each other. Raises InputError before they do."""
+    for name in _PROCESSES:
+        if (count := os.environ.get(name, "1")).isdigit() and int(count) > 1:
+            raise InputError(
+                f"started as one of {count} processes ({name}={count}): this version trains in one process on one "
+                "device. Start it with plain `finetune`, without torchrun, accelerate launch or mpirun"
+            )
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,15 @@ class MetricsFile:
         """Drop what was logged after `step`: those steps will be done, and logged, again."""
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        kept = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                if json.loads(line)["step"] > step:
+                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
                     break
-            except (json.JSONDecodeError, KeyError):
+            except (ValueError, KeyError):
                 break  # a line that a crash cut short
-            kept.append(line + "\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
+            kept += len(line)
+        os.truncate(self.path, kept)  # needs no space, and a kill here loses nothing that is kept
 
     def write(self, metrics: Metrics) -> None:
         with self.path.open("a", encoding="utf-8") as file:
