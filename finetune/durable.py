@@ -56,6 +56,14 @@ def rename(part: Path, final: Path) -> None:
     sync_folder(final.parent)
 
 
+def rename_file(part: Path, final: Path) -> None:
+    """Flush a complete file and give it its name, in place of what was there."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(part, final)
+    sync_folder(final.parent)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -158,9 +158,17 @@ def _stage_function(kind: str) -> Callable[[Any, Job], Outcome]:
     quiet_libraries()
     calm_libraries()
     if kind == "sft":
-        from finetune.stages.sft import run
+        from finetune.stages.sft import run as sft
 
-        return run
+        return sft
+    if kind == "reward":
+        from finetune.stages.reward import run as reward
+
+        return reward
+    if kind == "dpo":
+        from finetune.stages.dpo import run as dpo
+
+        return dpo
     raise AssertionError(f"the schema let an unknown kind through: {kind}")
 
 

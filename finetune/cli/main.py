@@ -23,6 +23,8 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "plan": ("finetune.cli.plan:plan", "Show what a recipe would do: stages, folders, memory, time."),
     "inspect": ("finetune.cli.inspect:inspect", "Show the tokens that would be trained, as the model sees them."),
     "sft": ("finetune.cli.sft:sft", "Run the recipe's supervised fine-tuning stages."),
+    "reward": ("finetune.cli.reward:reward", "Run the recipe's reward model stages."),
+    "dpo": ("finetune.cli.dpo:dpo", "Run the recipe's direct preference stages."),
     "run": ("finetune.cli.run:run", "Run everything in the recipe that is not done yet."),
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.model.ragged import Layout, lay_out
-
 
 Ints = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -39,14 +38,15 @@ class TokenBatch:
     """B rows in a layout of T tokens, which may hold a prefix that rows share once.
 
     ids_T: [T] int64. predict_N, labels_N, row_N: [N] int64; for every trained token of every row: which of T predicts
-    it (its predecessor), its id, and which row of the batch it belongs to. A row's first token has no predecessor and is
-    not among them. rows: indices in the data.
+    it (its predecessor), its id, and which row of the batch it belongs to. A row's first token has no predecessor and
+    is not among them. last_B: [B] int64, which of T is each row's last token. rows: indices in the data.
     """
 
     ids_T: Tensor
     predict_N: Tensor
     labels_N: Tensor
     row_N: Tensor
+    last_B: Tensor
     layout: Layout
     rows: tuple[int, ...]
 
@@ -65,8 +65,8 @@ class TokenBatch:
     def to(self, device: torch.device) -> TokenBatch:
         if device.type == "cpu":
             return self
-        moved = [x.to(device) for x in (self.ids_T, self.predict_N, self.labels_N, self.row_N)]
-        return TokenBatch(moved[0], moved[1], moved[2], moved[3], self.layout, self.rows)
+        names = ("ids_T", "predict_N", "labels_N", "row_N", "last_B")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def collate(data: Rows, rows: Sequence[int], groups: Sequence[Sequence[int]] | None = None) -> TokenBatch:
@@ -84,6 +84,7 @@ def collate(data: Rows, rows: Sequence[int], groups: Sequence[Sequence[int]] | N
         torch.from_numpy(np.concatenate(predict)),
         torch.from_numpy(np.concatenate(labels)),
         torch.from_numpy(np.concatenate(owners)),
+        torch.tensor([int(where[-1]) for where in laid.where]),
         laid.layout,
         tuple(int(index) for index in rows),
     )

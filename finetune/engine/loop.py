@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,8 +47,18 @@ class Batch(Protocol):
 
 BatchT = TypeVar("BatchT", bound=Batch)
 
-Objective = Callable[[nn.Module, BatchT], Tensor]
-"""(model, batch) -> the loss summed over the batch's units, a scalar."""
+
+@dataclass(frozen=True)
+class Loss:
+    """total: the loss summed over the batch's units, a scalar with a gradient. metrics: more sums over units, detached;
+    the loop logs their means over the step, and over the held-out batches."""
+
+    total: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Objective = Callable[[nn.Module, BatchT], Loss]
+"""(model, batch) -> Loss."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,9 @@ class Progress:
     measurements_since_best: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
+    last: dict[str, float] = field(default_factory=dict)
+    held_out_metrics: dict[str, float] = field(default_factory=dict)
+    first_held_out_metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -171,7 +184,8 @@ def train(
         nonlocal best
         if not work.held_out:
             return False
-        progress.held_out = held_out_loss(model, work, device, compute)
+        means = held_out_means(model, work, device, compute)
+        progress.held_out, progress.held_out_metrics = means.pop("loss"), means
         if not math.isfinite(progress.held_out):
             cure = (
                 "a lower learning_rate is the usual cure"
@@ -180,9 +194,10 @@ def train(
             )
             raise DivergedError(f"the held-out loss after step {step} is {progress.held_out}: {cure}")
         if progress.first_held_out is None:
-            progress.first_held_out = progress.held_out
-        log({"step": step, "held_out_loss": progress.held_out})
-        screen.note(f"step {step}: held-out loss {progress.held_out:.4f}")
+            progress.first_held_out, progress.first_held_out_metrics = progress.held_out, means
+        log({"step": step, "held_out_loss": progress.held_out, **{f"held_out_{k}": v for k, v in means.items()}})
+        others = "".join(f", {name} {value:.4f}" for name, value in means.items())
+        screen.note(f"step {step}: held-out loss {progress.held_out:.4f}{others}")
         if progress.best_held_out is None or progress.held_out < progress.best_held_out:
             progress.best_held_out, progress.best_step = progress.held_out, step
             progress.measurements_since_best = 0
@@ -207,7 +222,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batches = work.step_batches(step)
-            loss, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, compute, step)
+            means, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, compute, step)
+            loss = means.pop("loss")
             step += 1
             seconds = time.monotonic() - began
             tokens, units = sum(b.tokens for b in batches), sum(b.units for b in batches)
@@ -215,11 +231,12 @@ def train(
             progress.units += units
             progress.seconds += seconds
             progress.first_loss = loss if progress.first_loss is None else progress.first_loss
-            progress.last_loss = loss
+            progress.last_loss, progress.last = loss, means
             metrics = {
                 "step": step,
                 "epoch": round(step / work.steps_per_epoch, 4),
                 "loss": loss,
+                **means,
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "trained": units,
@@ -254,22 +271,25 @@ def _one_step(
     accelerator: Accelerator,
     compute: torch.dtype,
     step: int,
-) -> tuple[float, float]:
-    """Gradient of the step's mean loss, checked and clipped, then the update. Returns (mean loss, gradient norm)."""
+) -> tuple[dict[str, float], float]:
+    """Gradient of the step's mean loss, checked and clipped, then the update.
+
+    Returns (means over the step's units: "loss" and the objective's own metrics; gradient norm).
+    """
     units = sum(batch.units for batch in batches)
     if units == 0:
         rows = work.name_rows([row for batch in batches for row in batch.rows])
         raise DivergedError(f"step {step + 1} has no trained token: its loss is undefined. Rows: {rows}")
-    loss_sum = 0.0
+    sums: dict[str, float] = {"loss": 0.0}
     for batch in batches:
         with autocast(accelerator.device, compute):
             loss = work.objective(model, batch.to(accelerator.device))
-        accelerator.backward(loss / units)
-        loss_sum += loss.item()
-        if not math.isfinite(loss_sum):
+        accelerator.backward(loss.total / units)
+        _add(sums, loss)
+        if not math.isfinite(sums["loss"]):
             rows = work.name_rows(batch.rows)
             raise DivergedError(
-                f"the loss of step {step + 1} is {loss.item()}: nothing was updated. Rows: {rows}. "
+                f"the loss of step {step + 1} is {loss.total.item()}: nothing was updated. Rows: {rows}. "
                 "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
             )
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
@@ -279,18 +299,28 @@ def _one_step(
         raise DivergedError(f"the gradient of step {step + 1} is {norm}: nothing was updated. Rows: {rows}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss_sum / units, norm
+    return {name: value / units for name, value in sums.items()}, norm
+
+
+def _add(sums: dict[str, float], loss: Loss) -> None:
+    sums["loss"] += loss.total.item()
+    for name, value in loss.metrics.items():
+        sums[name] = sums.get(name, 0.0) + value.item()
 
 
 @torch.no_grad()
-def held_out_loss(model: nn.Module, work: Work[BatchT], device: torch.device, compute: torch.dtype) -> float:
-    """Mean loss over all units of the held-out batches; the model's mode and the random state are left as they were."""
+def held_out_means(
+    model: nn.Module, work: Work[BatchT], device: torch.device, compute: torch.dtype
+) -> dict[str, float]:
+    """Means over all units of the held-out batches: "loss" and the objective's metrics. The model's mode and the random
+    state are left as they were."""
     was_training = model.training
     model.eval()
-    loss_sum, units = 0.0, 0
+    sums: dict[str, float] = {"loss": 0.0}
+    units = 0
     for batch in work.held_out:
         with autocast(device, compute):
-            loss_sum += work.objective(model, batch.to(device)).item()
+            _add(sums, work.objective(model, batch.to(device)))
         units += batch.units
     model.train(was_training)
-    return loss_sum / units
+    return {name: value / units for name, value in sums.items()}

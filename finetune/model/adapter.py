@@ -160,6 +160,7 @@ def _save(model: PeftModel, folder: Path, convert_from: Path | None = None) -> N
         model.save_pretrained(
             str(folder),
             safe_serialization=True,
+            selected_adapters=[ADAPTER],
             save_embedding_layers=False,
             path_initial_model_for_weight_conversion=None if convert_from is None else str(convert_from),
         )

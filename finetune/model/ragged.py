@@ -1,8 +1,8 @@
 """The ragged forward: rows laid end to end, so that the decoder sees neither padding nor a shared prefix twice.
 
-T tokens of many rows are given as one [1, T] with a layout of segments. A segment is a row, the prefix that several rows
-share, or what such a row has of its own; its queries get exactly its own keys: its prefix, then itself, causal from the
-lower right. Position ids go on from the prefix. The attention function is installed beneath the model through
+T tokens of many rows are given as one [1, T] with a layout of segments. A segment is a row, the prefix that several
+rows share, or what such a row has of its own; its queries get exactly its own keys: its prefix, then itself, causal
+from the lower right. Position ids go on from the prefix. The attention function is installed beneath the model through
 transformers' attention registry: a forward that carries a `ragged` layout is served here, every other forward
 (generation, evaluation by other libraries) goes to transformers' own sdpa function unchanged.
 

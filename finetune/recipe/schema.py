@@ -6,7 +6,7 @@ are the reference; the JSON schema that editors use is generated from them (`mak
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
@@ -14,8 +14,12 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Text = Annotated[str, Field(min_length=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
-DATA_FORMATS = ("auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text")
-DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"]
+DataFormat = Literal[
+    "auto",
+    "alpaca", "sharegpt", "messages", "prompt_completion", "text",
+    "pairs", "sharegpt_pairs", "hh", "ranked", "oasst", "alpaca_eval", "judged",
+]  # fmt: skip
+DATA_FORMATS: tuple[str, ...] = get_args(DataFormat)
 Template = Literal[
     "auto", "plain", "alpaca", "vicuna", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3",
     "llama3.1-dated", "llama3.2-dated", "llama3.3-dated",
@@ -113,7 +117,8 @@ class DataSource(Settings):
     streaming: StrictBool = False
     """Read a hub data set row by row without downloading it whole. Needs take."""
     format: DataFormat = "auto"
-    """What a row looks like. auto = detected from the first rows and announced."""
+    """What a row looks like. auto = detected from the first rows and announced. The last seven are comparisons, which
+    reward and dpo stages read; docs/data.md."""
     fields: dict[str, str] = {}
     """Other names of the format's fields: {prompt: question, completion: answer}."""
     take: Annotated[int, Field(ge=1)] | None = None
@@ -254,18 +259,22 @@ class RewardStage(PreferenceStage):
 
     kind: Literal["reward"]
     margin: Literal["none", "llama2-small", "llama2-large", "column"] = "none"
-    """Margin in the loss: by the rating of a pair as in Llama 2 (1, 2/3, 1/3, 0 or 3, 2, 1, 0), or the rows' own column."""
+    """Margin in the loss: by a pair's rating as in Llama 2 (1, 2/3, 1/3, 0 or 3, 2, 1, 0), or the rows' own column."""
     centring: Annotated[float, Field(ge=0)] = 0.0
     """Weight of (sum of a pair's scores)^2, which keeps scores around 0. TRL's center_rewards_coefficient."""
     slices: list[str] = []
     """Columns of the rows to report held-out accuracy by."""
 
 
+DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo", "kto"]
+_DPO_LOSSES: tuple[str, ...] = get_args(DpoLoss)
+
+
 class DpoStage(PreferenceStage):
     """Direct preference optimisation and its relatives, against the frozen adapter the stage starts from."""
 
     kind: Literal["dpo"]
-    loss: Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "simpo", "orpo", "kto"] = "sigmoid"
+    loss: DpoLoss = "sigmoid"
     """The preference loss; docs/preference.md has each with its paper."""
     beta: Annotated[float, Field(gt=0)] = 0.1
     """Strength of the pull to the reference (orpo: weight of the odds ratio)."""
@@ -280,10 +289,29 @@ class DpoStage(PreferenceStage):
     mask_format_tokens: StrictBool = False
     """Keep header and end tokens of both answers out of the preference loss, as Llama 3 did."""
     reference: Literal["auto", "ahead", "batch"] = "auto"
-    """When the reference's log-probabilities are computed: once ahead and cached, or with every batch. auto = the cheaper."""
+    """When the reference's log-probabilities are computed: once ahead and cached, or with every batch. auto = what
+    is cheaper: ahead where rows are seen more than once."""
+
+    @model_validator(mode="after")
+    def _settings_of_the_loss(self) -> DpoStage:
+        """A key that the loss does not read is an error: it would do nothing."""
+        owners = {
+            "label_smoothing": ("sigmoid", "robust"),
+            "simpo_margin": ("simpo",),
+            "kto_weights": ("kto",),
+            "nll_weight": tuple(name for name in _DPO_LOSSES if name != "kto"),
+            "ranked": tuple(name for name in _DPO_LOSSES if name != "kto"),
+            "reference": tuple(name for name in _DPO_LOSSES if name not in ("simpo", "orpo", "kto")),
+        }
+        for key, losses in owners.items():
+            if key in self.model_fields_set and self.loss not in losses:
+                raise ValueError(f"{key} belongs to loss {', '.join(losses)}; loss {self.loss} does not read it")
+        if self.loss == "kto" and self.train.micro_batch_size < 2:
+            raise ValueError("loss kto estimates its baseline within a micro-batch: train.micro_batch_size 2 or more")
+        return self
 
 
-Stage = SftStage
+Stage = Annotated[SftStage | RewardStage | DpoStage, Field(discriminator="kind")]
 
 
 class Recipe(Settings):
