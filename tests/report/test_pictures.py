@@ -11,7 +11,6 @@ from PIL import Image
 from finetune.report.calibration import ScoredPairs, reward_report
 from finetune.report.pictures import DARK, MOST_POINTS, STYLE, available, reward_pictures
 
-
 ODD_NAMES = ["$x_1^2$", "日本", "a\nb\x00--c", "<&>\ud800", "", None, "w" * 200, "%"]
 
 
