@@ -39,7 +39,7 @@ def to_example(values: Mapping[str, Any], known: Known) -> Example:
         case "sharegpt":
             return _sharegpt(row)
         case "messages":
-            return _dialog(_messages(row, "messages"), row, "messages")
+            return _dialog(message_turns(row, "messages"), row, "messages")
         case "prompt_completion":
             return _prompt_completion(row)
         case _:
@@ -47,7 +47,7 @@ def to_example(values: Mapping[str, Any], known: Known) -> Example:
 
 
 def _alpaca(row: Record) -> Dialog:
-    messages = _system(row)
+    messages = system_turn(row)
     for index, pair in enumerate(row.items("history", required=False)):
         at = f"{row.path('history')}[{index}]"
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -62,8 +62,13 @@ def _alpaca(row: Record) -> Dialog:
 
 
 def _sharegpt(row: Record) -> Dialog:
-    messages = _system(row)
-    for turn in row.children("conversations"):
+    return _dialog(sharegpt_turns(row, "conversations"), row, "conversations")
+
+
+def sharegpt_turns(row: Record, name: str) -> list[Message]:
+    """The row's system prompt and its turns of `from` and `value`. Raises RowFault."""
+    messages = system_turn(row)
+    for turn in row.children(name):
         speaker = turn.text("from")
         role = _role(speaker, _SHAREGPT_ROLES, turn.path("from"))
         if speaker == "function_call":
@@ -80,7 +85,7 @@ def _sharegpt(row: Record) -> Dialog:
             messages.append(Message(role, turn.checked(turn.required("value"), "value")))
         else:
             messages.append(Message(role, turn.text("value")))
-    return _dialog(messages, row, "conversations")
+    return messages
 
 
 def _prompt_completion(row: Record) -> Example:
@@ -95,13 +100,14 @@ def _prompt_completion(row: Record) -> Example:
         )
     asked = [
         Message(m.role, m.content, m.tool_calls, trained=False if m.role == "assistant" else None)
-        for m in _messages(row, "prompt")
+        for m in message_turns(row, "prompt")
     ]
-    return _dialog(asked + _messages(row, "completion"), row, "completion", answered=len(asked))
+    return _dialog(asked + message_turns(row, "completion"), row, "completion", answered=len(asked))
 
 
-def _messages(row: Record, name: str) -> list[Message]:
-    messages = []
+def message_turns(row: Record, name: str) -> list[Message]:
+    """A field's turns of `role` and `content`; blank system prompts are left out. Raises RowFault."""
+    found = []
     for turn in row.children(name):
         role = _role(turn.text("role"), _ROLES, turn.path("role"))
         calls = tuple(_tool_call(call, turn.path("tool_calls")) for call in turn.items("tool_calls", required=False))
@@ -109,8 +115,8 @@ def _messages(row: Record, name: str) -> list[Message]:
             raise RowFault(f"only the assistant calls tools, this is the {role}'s turn", turn.path("tool_calls"))
         content = _content(turn, may_be_blank=bool(calls) or role in ("system", "tool"))
         if role != "system" or content.strip():
-            messages.append(Message(role, content, calls, trained=_weight(turn, role)))
-    return messages
+            found.append(Message(role, content, calls, trained=_weight(turn, role)))
+    return found
 
 
 def _content(turn: Record, *, may_be_blank: bool) -> str:
@@ -163,7 +169,8 @@ def _tool_call(call: Any, at: str) -> ToolCall:
     return ToolCall(record.text("name"), dict(arguments))
 
 
-def _system(row: Record) -> list[Message]:
+def system_turn(row: Record) -> list[Message]:
+    """The row's own system prompt, if it has one, as the conversation's first message."""
     system = row.optional_text("system")
     return [Message("system", system)] if system else []
 
@@ -179,6 +186,11 @@ def _dialog(messages: list[Message], row: Record, name: str, *, answered: int = 
     """answered: from this message on there must be an answer to train on."""
     if not any(message.role == "assistant" for message in messages[answered:]):
         raise RowFault("has no assistant turn, so there is nothing to train on", row.path(name))
+    return Dialog(tuple(messages), tools_of(row))
+
+
+def tools_of(row: Record) -> tuple[Mapping[str, Any], ...]:
+    """The row's descriptions of tools. Raises RowFault."""
     tools = row.items("tools", required=False)
     for index, tool in enumerate(tools):
         if not isinstance(tool, Mapping):
@@ -186,4 +198,4 @@ def _dialog(messages: list[Message], row: Record, name: str, *, answered: int = 
                 f"should be an object that describes a tool, is {kind_of(tool)}",
                 f"{row.path('tools')}[{index}]",
             )
-    return Dialog(tuple(messages), tuple(cast(list[Mapping[str, Any]], tools)))
+    return tuple(cast(list[Mapping[str, Any]], tools))

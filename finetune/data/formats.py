@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.data.fields import RowFault, parse_json
+from finetune.data.fitting import EXAMPLES, FORMATS, RANKINGS, Kind, fitting, kind_of_format
 from finetune.data.readers import RawRow
 from finetune.errors import DataError
 from finetune.recipe.words import did_you_mean, suggest
@@ -15,34 +15,26 @@ _LOOK_AT_ROWS = 100
 """Rows that are looked at to tell the format; one bad row among them does not hide it."""
 
 
-@dataclass(frozen=True)
-class Format:
-    """needs: fields every row must have; may: fields it can have; turn: fields of the messages inside."""
-
-    needs: tuple[str, ...]
-    may: tuple[str, ...] = ()
-    turn: tuple[str, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.needs, *self.may, *self.turn)
-
-
-FORMATS: Mapping[str, Format] = {
-    "alpaca": Format(("instruction", "output"), ("input", "history", "system")),
-    "sharegpt": Format(("conversations",), ("tools", "system"), ("from", "value")),
-    "messages": Format(("messages",), ("tools",), ("role", "content", "tool_calls", "weight")),
-    "prompt_completion": Format(("prompt", "completion"), ("tools",), ("role", "content", "tool_calls", "weight")),
-    "text": Format(("text",)),
-}
-
 _OTHER_WORDS = {
     "prompt": ("question", "query", "problem", "request", "instruction", "input", "context"),
     "completion": ("answer", "response", "reply", "solution", "output", "target", "chosen"),
     "text": ("content", "document", "story", "body"),
     "messages": ("dialog", "dialogue", "chat", "turns", "conversation"),
+    "chosen": ("preferred", "better", "accepted", "winner", "chosen_response", "response_chosen", "answer_chosen"),
+    "rejected": ("dispreferred", "worse", "loser", "rejected_response", "response_rejected", "answer_rejected"),
+    "answers": ("responses", "completions", "replies", "candidates", "outputs"),
+    "label": ("desirable", "is_desirable", "thumbs_up", "liked", "good", "feedback"),
 }
 """Names that other data sets use; they are offered in the message of an unknown format, never assumed."""
+_RENAMED: Mapping[str, tuple[str, ...]] = {
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+    "pairs": ("prompt", "chosen", "rejected"),
+    "ranked": ("prompt", "answers"),
+    "judged": ("prompt", "completion", "label"),
+}
+"""The fields for which other names are looked for, by format, in this order."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +46,27 @@ class Known:
     detected: bool
 
 
-def known_format(name: str, fields: Mapping[str, str], rows: Sequence[RawRow], shown: str) -> Known:
-    """The format of `rows`: `name`, or for "auto" the only one that fits. Raises DataError naming what was seen."""
-    _check_fields(name, fields, shown)
+def known_format(
+    name: str, fields: Mapping[str, str], rows: Sequence[RawRow], shown: str, kind: Kind = EXAMPLES
+) -> Known:
+    """The format of `rows`: `name`, or for "auto" the only one that fits. Raises DataError naming what was seen.
+
+    kind: what the stage reads. A row of sft that could also be a comparison is not taken for an example: it would
+    train on the worse answer.
+    """
+    if name != "auto" and name not in kind.formats:
+        raise DataError(
+            f"format {name} is for {kind_of_format(name).who}; this one reads {_any_of(kind.formats)}", path=shown
+        )
+    _check_fields(name, fields, shown, kind)
     if name != "auto":
         return Known(name, dict(fields), detected=False)
     found: dict[str, tuple[RawRow, Mapping[str, str]]] = {}
     for row in rows[:_LOOK_AT_ROWS]:
-        fits = _fitting(row.values, fields)
+        every = fitting(row.values, fields)
+        fits = {fit: columns for fit, columns in every.items() if fit in kind.formats}
+        if kind is EXAMPLES and fits and _could_be_worse(row, every, fields):
+            fits = every
         if len(fits) > 1:
             raise DataError(
                 f"{row.origin} fits more than one format, {' and '.join(fits)} (it has the fields "
@@ -74,9 +79,17 @@ def known_format(name: str, fields: Mapping[str, str], rows: Sequence[RawRow], s
         where = " and ".join(f"{fit} ({row.origin})" for fit, (row, _) in found.items())
         raise DataError(f"its rows look like different formats: {where}; say which one with format:", path=shown)
     if not found:
-        raise DataError(_unknown(rows[0].values) if rows else "no row can be read", path=shown)
+        raise DataError(_unknown(rows[0].values, fields, kind) if rows else "no row can be read", path=shown)
     (fit, (_, columns)) = next(iter(found.items()))
     return Known(fit, columns, detected=True)
+
+
+def _could_be_worse(row: RawRow, every: Mapping[str, object], fields: Mapping[str, str]) -> bool:
+    """Whether a row that an sft stage could read holds a rejected answer, or a verdict on its answer."""
+    label = row.values.get(fields.get("label", "label"))
+    return any(fit in every for fit in ("pairs", "sharegpt_pairs", "hh")) or (
+        "judged" in every and isinstance(label, bool)
+    )
 
 
 def unused_columns(known: Known, rows: Sequence[RawRow]) -> list[str]:
@@ -94,10 +107,9 @@ def unused_columns(known: Known, rows: Sequence[RawRow]) -> list[str]:
     return unused
 
 
-def _check_fields(name: str, fields: Mapping[str, str], shown: str) -> None:
-    names = (
-        FORMATS[name].names if name != "auto" else tuple(dict.fromkeys(n for f in FORMATS.values() for n in f.names))
-    )
+def _check_fields(name: str, fields: Mapping[str, str], shown: str, kind: Kind) -> None:
+    formats = kind.formats if name == "auto" else (name,)
+    names = tuple(dict.fromkeys(field for format_ in formats for field in FORMATS[format_].names))
     for key in fields:
         if key not in names:
             whose = "no format has" if name == "auto" else f"format {name} does not have"
@@ -107,58 +119,38 @@ def _check_fields(name: str, fields: Mapping[str, str], shown: str) -> None:
             )
 
 
-def _fitting(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
-    """Every format that a row has the needed fields of, with the names of its fields."""
-    fits: dict[str, Mapping[str, str]] = {}
-    for name in ("alpaca", "prompt_completion", "text"):
-        if all(fields.get(need, need) in values for need in FORMATS[name].needs):
-            fits[name] = dict(fields)
-    for name, own in (("messages", "messages"), ("sharegpt", "conversations")):
-        column = fields.get(own, own)
-        if column in values:
-            # Both names are used for both kinds of turns: the turns decide.
-            kind = _kind_of_turns(values[column], fields) or name
-            fits.setdefault(kind, {**fields, FORMATS[kind].needs[0]: column})
-    return fits
-
-
-def _kind_of_turns(turns: Any, fields: Mapping[str, str]) -> str | None:
-    if isinstance(turns, str):
-        try:
-            turns = parse_json(turns, "")
-        except RowFault:
-            return None
-    if isinstance(turns, (list, tuple)) and turns and isinstance(turns[0], Mapping):
-        if fields.get("role", "role") in turns[0]:
-            return "messages"
-        if fields.get("from", "from") in turns[0]:
-            return "sharegpt"
-    return None
-
-
-def _unknown(values: Mapping[str, Any]) -> str:
-    known = "; ".join(f"{name} ({', '.join(format_.needs)})" for name, format_ in FORMATS.items())
+def _unknown(values: Mapping[str, Any], fields: Mapping[str, str], kind: Kind) -> str:
+    known = "; ".join(f"{name} ({', '.join(FORMATS[name].needs)})" for name in kind.formats)
     return (
         f"the format of its rows is not known: they have the fields {_listed(values)}. Known formats: {known}."
-        f"{_advice([str(key) for key in values])}"
+        f"{_advice([str(key) for key in values], list(fitting(values, fields)), kind)}"
     )
 
 
-def _advice(there: Sequence[str]) -> str:
-    """The line of the recipe that may help: a misspelt field, a renaming, or which stage such rows are for."""
-    if "chosen" in there and "rejected" in there:
-        return " These look like pairs for preference training, which an sft stage does not read."
-    for format_ in FORMATS.values():
-        missing = [need for need in format_.needs if need not in there]
-        near = {need: suggest(need, [key for key in there if key not in format_.needs], 0.75) for need in missing}
+def _advice(there: Sequence[str], fits: Sequence[str], kind: Kind) -> str:
+    """The line of the recipe that may help: which stage such rows are for, a misspelt field, or a renaming."""
+    if fits:
+        theirs = kind_of_format(fits[0])
+        shown = f"{fits[0]} for preference training" if theirs is RANKINGS else fits[0]
+        return f" These look like {shown}, which {theirs.who} read, not this one."
+    if "chosen" in there and "rejected" in there and kind is not RANKINGS:
+        return f" These look like pairs for preference training, which {RANKINGS.who} read, not this one."
+    for name in kind.formats:
+        missing = [need for need in FORMATS[name].needs if need not in there]
+        near = {need: suggest(need, [key for key in there if key not in FORMATS[name].needs], 0.75) for need in missing}
         if missing and all(near.values()):
             return " Did you mean " + " and ".join(f"'{need}' for '{key}'" for need, key in near.items()) + "?"
-    for name in ("prompt_completion", "messages", "text"):
-        pairs = {need: next((w for w in _OTHER_WORDS[need] if w in there), None) for need in FORMATS[name].needs}
-        if all(pairs.values()):
-            renamed = ", ".join(f"{need}: {key}" for need, key in pairs.items())
-            return f" If they are {name} under other names, say so: format: {name}, fields: {{{renamed}}}"
+    for name, needs in _RENAMED.items():
+        if name in kind.formats:
+            words = {need: next((w for w in (need, *_OTHER_WORDS[need]) if w in there), None) for need in needs}
+            if all(words.values()):
+                renamed = ", ".join(f"{need}: {key}" for need, key in words.items() if need != key)
+                return f" If they are {name} under other names, say so: format: {name}, fields: {{{renamed}}}"
     return " Name the format with format: and its fields with fields: {our name: the file's name}."
+
+
+def _any_of(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _listed(values: Mapping[str, Any]) -> str:

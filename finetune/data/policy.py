@@ -17,7 +17,7 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.errors import DataError, InputError
 from finetune.families.base import Family
 from finetune.recipe.schema import ModelSettings, SftStage
-from finetune.shapes import Example, Row, Text
+from finetune.shapes import Example, Origin, Text
 
 DUPLICATE = "duplicate of an earlier row"
 NOTHING_TRAINED = "no token to train on"
@@ -72,18 +72,25 @@ def answers_fit(
     return fit
 
 
-def stop_on_long(rows: Sequence[tuple[Row, np.int64, str | None]], max_length: int, places: Mapping[str, str]) -> None:
-    advice = "too_long: error stops here, drop and truncate go on"
+def stop_on_long(
+    rows: Sequence[tuple[Origin, np.int64, str | None]], max_length: int, places: Mapping[str, str], others: str
+) -> None:
+    """For `too_long: error`. rows: where each stands, its tokens, why it would be left out. others: the other policies.
+
+    Raises DataError.
+    """
+    advice = f"too_long: error stops here, {others}"
     faults = [
-        Fault(row.origin, f"has {length:,} tokens, more than model.max_length {max_length:,} ({advice})")
-        for row, length, why in rows
+        Fault(origin, f"has {length:,} tokens, more than model.max_length {max_length:,} ({advice})")
+        for origin, length, why in rows
         if why == TOO_LONG
     ]
     if faults:
         raise bad_rows(faults, len(rows), places)
 
 
-def refuse_empty(report: DataReport, max_length: int) -> None:
+def refuse_empty(report: DataReport, max_length: int, ways_out: str) -> None:
+    """Raises DataError where no row is left. ways_out: of rows that are too long, besides a larger max_length."""
     if report.train_rows:
         return
 
@@ -95,7 +102,7 @@ def refuse_empty(report: DataReport, max_length: int) -> None:
     if PROMPT_TOO_LONG in report.dropped:
         advice = f". Raise model.max_length (now {max_length:,}), or shorten the prompts, which are never cut"
     if TOO_LONG in report.dropped:
-        advice = f". Raise model.max_length (now {max_length:,}), use too_long: truncate, or split the long rows"
+        advice = f". Raise model.max_length (now {max_length:,}), {ways_out}"
     raise DataError(f"no row is left to train on: of {report.rows:,} rows {why}{advice}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.gather import Taken, gather, same_tokens, tokens_of
 from finetune.data.mix import Mix, first_copies, held_out_mask, take_rows
 from finetune.data.policy import (
     DUPLICATE,
@@ -22,15 +23,12 @@ from finetune.data.policy import (
     refuse_unusual_mask,
     stop_on_long,
 )
-from finetune.data.readers import Fault
-from finetune.data.report import DataReport, Dropped, SourceReport, dropped_by_reason, length_histogram
-from finetune.data.sources import LISTED_ROWS, SourceRows, bad_rows, content_key, read_source
+from finetune.data.report import DataReport, Dropped, dropped_by_reason, length_histogram
+from finetune.data.sources import LISTED_ROWS, READ_EXAMPLES
 from finetune.data.store import TokenRows
 from finetune.data.tokenizer import Tokenizer
-from finetune.data.tokens import EncodeErrors, tokenise
-from finetune.errors import InputError
 from finetune.families.base import Family
-from finetune.recipe.schema import DataSource, ModelSettings, SftStage
+from finetune.recipe.schema import ModelSettings, SftStage
 from finetune.shapes import Origin, Row
 
 
@@ -58,21 +56,6 @@ class PreparedSft:
         return self.origins[self.train.origin[train_row]]
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """Rows of several sources after `take`, in the order of the files. numbers: their place before it."""
-
-    sources: tuple[SourceRows, ...]
-    rows: tuple[Row, ...]
-    keys: tuple[bytes, ...]
-    source_of: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-
-    @property
-    def places(self) -> dict[str, str]:
-        return {name: place for source in self.sources for name, place in source.places.items()}
-
-
 def prepare_sft(
     stage: SftStage,
     *,
@@ -93,18 +76,20 @@ def prepare_sft(
     trained on (no row left, an unusual mask, `too_long: error`); `finetune inspect` shows it instead.
     Raises DataError and InputError.
     """
-
-    def read(sources: Sequence[DataSource], first: int) -> _Taken:
-        found = tuple(read_source(s, locate=locate, stage_outputs=stage_outputs, say=say) for s in sources)
-        return _take(found, seed, first)
-
-    taken = read(stage.data, 0)
-    if weighted := [source for source in stage.held_out.data if source.weight != 1.0]:
-        raise InputError(f"held_out.data: weight {weighted[0].weight} has no meaning there, rows are measured once")
-    apart = read(stage.held_out.data, sum(len(source.rows) for source in taken.sources))
-    origins = [row.origin for part in (taken, apart) for source in part.sources for row in source.rows]
-
-    whole, index_of = _tokens(stage, model.system, taken, apart, family, tokenizer, cache, say)
+    taken, apart, origins = gather(
+        READ_EXAMPLES, stage.data, stage.held_out, seed=seed, locate=locate, stage_outputs=stage_outputs, say=say
+    )
+    whole, index_of = tokens_of(
+        {key: row.example for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)},
+        [(key, row.origin) for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)],
+        {**apart.places, **taken.places},
+        family,
+        tokenizer,
+        loss_on=stage.loss_on,
+        system=model.system,
+        cache=cache,
+        say=say,
+    )
     whole_rows = whole.select(np.array([index_of[key] for key in taken.keys], dtype=np.int64), taken.numbers)
     whole_apart = whole.select(np.array([index_of[key] for key in apart.keys], dtype=np.int64), apart.numbers)
 
@@ -118,24 +103,20 @@ def prepare_sft(
         dropped = [why or (None if first[row] else DUPLICATE) for row, why in enumerate(dropped)]
     apart_rows, apart_dropped = fits(whole_apart, apart.rows)
     if stage.too_long == "error" and refuse:
-        stop_on_long([*zip(taken.rows, rows.lengths, dropped, strict=True)], model.max_length, taken.places)
-        stop_on_long([*zip(apart.rows, apart_rows.lengths, apart_dropped, strict=True)], model.max_length, apart.places)
+        for part, lengths, why in ((taken, rows.lengths, dropped), (apart, apart_rows.lengths, apart_dropped)):
+            found = [*zip([row.origin for row in part.rows], lengths, why, strict=True)]
+            stop_on_long(found, model.max_length, part.places, "drop and truncate go on")
 
     held_out, on_train, copies = _hold_out(stage, seed, taken, rows, dropped, apart, apart_rows, apart_dropped)
     dropped = [why or (HELD_OUT_COPY if copies[row] else None) for row, why in enumerate(dropped)]
     used = np.array([why is None for why in dropped], dtype=np.bool_)
     trained_on = used & on_train
     train = rows.select(trained_on)
-    source_of = taken.source_of[trained_on]
-    mix = Mix(
-        tuple(np.flatnonzero(source_of == index).astype(np.int64) for index in range(len(taken.sources))),
-        tuple(source.source.weight for source in taken.sources),
-        seed,
-    )
+    mix = taken.mix(trained_on, seed)
     measured = np.isin(apart.numbers, held_out.origin)
     report = DataReport(
-        sources=_source_reports(taken, used),
-        held_out_sources=_source_reports(apart, measured),
+        sources=taken.source_reports(used),
+        held_out_sources=apart.source_reports(measured),
         rows=len(rows),
         duplicates=int(len(first) - first.sum()),
         dropped=_dropped(taken, rows, dropped) | _dropped(apart, apart_rows, apart_dropped, "held-out rows "),
@@ -150,7 +131,7 @@ def prepare_sft(
     for line in report.lines():
         say(line)
     if refuse:
-        refuse_empty(report, model.max_length)
+        refuse_empty(report, model.max_length, "use too_long: truncate, or split the long rows")
         refuse_unusual_mask(stage, family, train, [taken.rows[row].example for row in np.flatnonzero(trained_on)])
     return PreparedSft(train, held_out if len(held_out) else None, report, rows, dropped, origins, mix)
 
@@ -158,10 +139,10 @@ def prepare_sft(
 def _hold_out(
     stage: SftStage,
     seed: int,
-    taken: _Taken,
+    taken: Taken[Row],
     rows: TokenRows,
     dropped: Sequence[str | None],
-    apart: _Taken,
+    apart: Taken[Row],
     apart_rows: TokenRows,
     apart_dropped: Sequence[str | None],
 ) -> tuple[TokenRows, NDArray[np.bool_], NDArray[np.bool_]]:
@@ -172,72 +153,15 @@ def _hold_out(
         held_out = apart_rows.select(usable[take_rows(len(usable), settings.max_rows, seed, "held out")])
         apart_keys = set(apart.keys)
         copies = np.array([key in apart_keys for key in taken.keys], dtype=np.bool_)
-        return held_out, ~copies, copies | _same_tokens(rows, held_out)
+        return held_out, ~copies, copies | same_tokens(rows, held_out)
     usable = np.flatnonzero([why is None for why in dropped]).astype(np.int64)
     held = np.zeros(len(rows), dtype=np.bool_)
     held[usable] = held_out_mask([taken.keys[row] for row in usable], settings.fraction, settings.max_rows, seed)
     held_out = rows.select(held)
-    return held_out, ~held, ~held & _same_tokens(rows, held_out)
+    return held_out, ~held, ~held & same_tokens(rows, held_out)
 
 
-def _dropped(taken: _Taken, rows: TokenRows, dropped: Sequence[str | None], kind: str = "") -> dict[str, Dropped]:
+def _dropped(taken: Taken[Row], rows: TokenRows, dropped: Sequence[str | None], kind: str = "") -> dict[str, Dropped]:
     """By reason; a row is called by where it stands and how long it is."""
     names = [f"{row.origin}: {length:,} tokens" for row, length in zip(taken.rows, rows.lengths, strict=True)]
     return {kind + why: lost for why, lost in dropped_by_reason(dropped, names, LISTED_ROWS).items()}
-
-
-def _take(sources: tuple[SourceRows, ...], seed: int, offset: int) -> _Taken:
-    rows: list[Row] = []
-    numbers: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
-    source_of: list[int] = []
-    for index, source in enumerate(sources):
-        chosen = take_rows(len(source.rows), source.source.take, seed, source.label)
-        rows += [source.rows[row] for row in chosen]
-        numbers.append(chosen + offset)
-        source_of += [index] * len(chosen)
-        offset += len(source.rows)
-    keys = tuple(content_key(row.example) for row in rows)
-    return _Taken(sources, tuple(rows), keys, np.array(source_of, dtype=np.int64), np.concatenate(numbers))
-
-
-def _tokens(
-    stage: SftStage,
-    system: str | None,
-    taken: _Taken,
-    apart: _Taken,
-    family: Family,
-    tokenizer: Tokenizer,
-    cache: Path | None,
-    say: Callable[[str], None],
-) -> tuple[TokenRows, dict[bytes, int]]:
-    """Tokens of all distinct examples, and where each is. Sorted by content: the order of sources changes nothing."""
-    examples = {key: row.example for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)}
-    examples = dict(sorted(examples.items()))
-    try:
-        tokens = tokenise(examples, family, tokenizer, loss_on=stage.loss_on, system=system, cache=cache, say=say)
-    except EncodeErrors as found:
-        faults = [
-            Fault(row.origin, str(found.errors[key]))
-            for part in (taken, apart)
-            for key, row in zip(part.keys, part.rows, strict=True)
-            if key in found.errors
-        ]
-        total = len(taken.rows) + len(apart.rows)
-        raise bad_rows(faults, total, {**apart.places, **taken.places}) from None
-    return tokens, {key: index for index, key in enumerate(examples)}
-
-
-def _same_tokens(rows: TokenRows, held_out: TokenRows) -> NDArray[np.bool_]:
-    """Rows that are token for token a held-out row, though their content differs (another format, a cut)."""
-    same = np.zeros(len(rows), dtype=np.bool_)
-    held = {held_out.row(row)[0].tobytes() for row in range(len(held_out))}
-    for row in np.flatnonzero(np.isin(rows.lengths, held_out.lengths)):
-        same[row] = rows.row(int(row))[0].tobytes() in held
-    return same
-
-
-def _source_reports(taken: _Taken, used: NDArray[np.bool_]) -> tuple[SourceReport, ...]:
-    return tuple(
-        SourceReport(s.label, s.format, s.digest, len(s.rows), int(np.count_nonzero(used & (taken.source_of == index))))
-        for index, s in enumerate(taken.sources)
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,8 @@ class DataReport:
 
     tokens, trained_tokens, lengths: of the training rows, each counted once whatever its weight; a row's first token
     is never trained. epoch_rows: rows of one epoch, with weights.
+    Of comparisons, a row is one of them with all its answers, and lengths are of its answers, each with the prompt.
+    dropped_answers: answers left out, by reason, of rankings that are used with those that remain.
     """
 
     sources: tuple[SourceReport, ...]
@@ -58,6 +60,7 @@ class DataReport:
     tokens: int
     trained_tokens: int
     lengths: Lengths
+    dropped_answers: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for a manifest."""
@@ -70,6 +73,8 @@ class DataReport:
         for reason, dropped in self.dropped.items():
             shown = "; ".join([*dropped.first[:3], *(["…"] if dropped.rows > 3 else [])])
             lines.append(f"left out: {dropped.rows:,} rows, {reason} ({shown})")
+        for reason, answers in self.dropped_answers.items():
+            lines.append(f"left out of rankings of three and more: {answers:,} answers, {reason}")
         if self.truncated:
             lines.append(f"cut at the end: {self.truncated:,} rows")
         share = self.trained_tokens / max(1, self.tokens)

@@ -8,73 +8,119 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from finetune.data.convert import to_example
+from finetune.data.convert_comparisons import NoComparison, to_comparisons
 from finetune.data.fields import RowFault
+from finetune.data.fitting import EXAMPLES, JUDGED, RANKINGS, Kind
 from finetune.data.formats import Known, known_format, unused_columns
 from finetune.data.readers import Fault, RawRow, read_file, row_of
 from finetune.errors import DataError
 from finetune.plan.digest import data_files, hub_commit, local_hub_folder, source_digest, source_label
 from finetune.recipe.schema import DataSource
-from finetune.shapes import Completion, Dialog, Example, Origin, Row
+from finetune.shapes import ComparisonRow, Completion, Dialog, Example, Judged, Message, Origin, Ranking, Row, Text
 
 LISTED_ROWS = 5
 """How many bad or dropped rows a message names; the rest are counted."""
 
 
+R = TypeVar("R", Row, ComparisonRow)
+
+
 @dataclass(frozen=True)
-class SourceRows:
+class Reading(Generic[R]):
+    """What is read of a file's rows. kind: the formats. noun: what `convert` makes of a row, none, one or several.
+
+    key: of what a row says, equal for duplicates.
+    """
+
+    kind: Kind
+    noun: str
+    convert: Callable[[RawRow, Known], list[R]]
+    key: Callable[[R], bytes]
+
+
+def _examples(row: RawRow, known: Known) -> list[Row]:
+    return [Row(to_example(row.values, known), row.origin)]
+
+
+def _comparisons(row: RawRow, known: Known) -> list[ComparisonRow]:
+    return [ComparisonRow(found, row.origin, extra) for found, extra in to_comparisons(row.values, known)]
+
+
+def _example_key(row: Row) -> bytes:
+    return content_key(row.example)
+
+
+def _comparison_key(row: ComparisonRow) -> bytes:
+    return content_key(row.comparison)
+
+
+READ_EXAMPLES = Reading(EXAMPLES, "rows", _examples, _example_key)
+READ_RANKINGS = Reading(RANKINGS, "comparisons", _comparisons, _comparison_key)
+READ_JUDGED = Reading(JUDGED, "answers", _comparisons, _comparison_key)
+
+
+@dataclass(frozen=True)
+class SourceRows(Generic[R]):
     """All rows of one source in the order of its files. format: as announced; several where files differ.
 
-    places: where the files lie, by the name that origins have for them.
+    places: where the files lie, by the name that origins have for them. skipped: rows of the files that are well
+    formed and compare nothing, with the reason.
     """
 
     source: DataSource
     label: str
     format: str
     digest: str
-    rows: Sequence[Row]
+    rows: Sequence[R]
     places: Mapping[str, str]
+    skipped: Sequence[tuple[Origin, str]]
 
 
 def read_source(
     source: DataSource,
+    reading: Reading[R],
     *,
     locate: Callable[[str], Path],
     stage_outputs: Mapping[str, Path],
     say: Callable[[str], None],
-) -> SourceRows:
+) -> SourceRows[R]:
     """Read, detect the format, check and convert every row; a stream is read up to its `take`.
 
     locate: makes a path of the recipe absolute. stage_outputs: where the rows of earlier stages lie. say: gets
     one line on what was found. Raises DataError, for bad rows with the first few and their number.
     """
     label = source_label(source)
-    rows: list[Row] = []
+    rows: list[R] = []
+    read = 0
     faults: list[Fault] = []
+    skipped: list[tuple[Origin, str]] = []
     places: dict[str, str] = {}
     formats: dict[str, None] = {}
     notes: dict[str, None] = {}
     for shown, path, raw in _parts(source, label, locate, stage_outputs):
+        read += len(raw)
         good = [row for row in raw if isinstance(row, RawRow)]
         part_faults = [row for row in raw if isinstance(row, Fault)]
         if good or not part_faults:
-            known = known_format(source.format, source.fields, good, str(path))
+            known = known_format(source.format, source.fields, good, str(path), reading.kind)
             formats[known.name + (" (detected)" if known.detected else "")] = None
             for column in unused_columns(known, good):
                 notes[column] = None
-            part_faults += _convert(good, known, rows)
+            part_faults += _convert(good, known, reading, rows, skipped)
             part_faults.sort(key=lambda fault: fault.origin.line or fault.origin.row or 0)
         faults += part_faults
         places[shown] = str(path)
     if faults:
-        raise bad_rows(faults, len(rows) + len(faults), places)
+        raise bad_rows(faults, read, places)
+    made = f" ({len(rows):,} {reading.noun})" if len(rows) != read else ""
     say(
-        f"{label}: {len(rows):,} rows, format {' and '.join(formats)}"
+        f"{label}: {read:,} rows{made}, format {' and '.join(formats)}"
         + (f"; fields not used: {', '.join(notes)}" if notes else "")
     )
-    return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows, places)
+    return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows, places, skipped)
 
 
 def bad_rows(faults: Sequence[Fault], total: int, places: Mapping[str, str]) -> DataError:
@@ -88,20 +134,26 @@ def bad_rows(faults: Sequence[Fault], total: int, places: Mapping[str, str]) -> 
     return _error(faults[0], message, places)
 
 
-def content_key(example: Example) -> bytes:
-    """sha256 of what an example says: equal for exact duplicates, whatever file and format they came in."""
+def content_key(content: Example | Ranking | Judged) -> bytes:
+    """sha256 of what it says: equal for exact duplicates, whatever file and format they came in."""
     value: list[Any]
-    if isinstance(example, Dialog):
-        value = ["dialog", list(example.tools)]
-        for m in example.messages:
-            calls = [[call.name, call.arguments] for call in m.tool_calls]
-            value.append([m.role, m.content, calls, m.context, m.trained])
-    elif isinstance(example, Completion):
-        value = ["completion", example.prompt, example.completion]
+    if isinstance(content, Dialog):
+        value = ["dialog", list(content.tools), *map(_turn, content.messages)]
+    elif isinstance(content, Completion):
+        value = ["completion", content.prompt, content.completion]
+    elif isinstance(content, Text):
+        value = ["text", content.text]
     else:
-        value = ["text", example.text]
+        answers = content.answers if isinstance(content, Ranking) else (content.answer,)
+        value = ["comparison", content_key(content.prompt).hex(), [[*map(_turn, answer)] for answer in answers]]
+        value += [content.margin, content.rating] if isinstance(content, Ranking) else [content.desirable]
     # default=str: Parquet has dates and the like inside tool descriptions.
     return hashlib.sha256(json.dumps(value, default=str).encode()).digest()
+
+
+def _turn(message: Message) -> list[Any]:
+    calls = [[call.name, call.arguments] for call in message.tool_calls]
+    return [message.role, message.content, calls, message.context, message.trained]
 
 
 def _error(fault: Fault, message: str, places: Mapping[str, str]) -> DataError:
@@ -110,14 +162,18 @@ def _error(fault: Fault, message: str, places: Mapping[str, str]) -> DataError:
     return DataError(message, path=path, line=origin.line, row=origin.row, field=fault.field)
 
 
-def _convert(raw: Iterable[RawRow], known: Known, rows: list[Row]) -> list[Fault]:
-    """Append what can be used to `rows`; give back what cannot."""
+def _convert(
+    raw: Iterable[RawRow], known: Known, reading: Reading[R], rows: list[R], skipped: list[tuple[Origin, str]]
+) -> list[Fault]:
+    """Append what can be used to `rows` and what compares nothing to `skipped`; give back what is wrong."""
     faults = []
     for row in raw:
         try:
-            rows.append(Row(to_example(row.values, known), row.origin))
+            rows += reading.convert(row, known)
         except RowFault as fault:
             faults.append(Fault(row.origin, fault.reason, fault.field))
+        except NoComparison as nothing:
+            skipped.append((row.origin, str(nothing)))
     return faults
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from finetune.data.convert import to_example
 from finetune.data.fields import RowFault
-from finetune.data.formats import FORMATS, Known, known_format, unused_columns
+from finetune.data.fitting import FORMATS
+from finetune.data.formats import Known, known_format, unused_columns
 from finetune.data.readers import RawRow
 from finetune.data.sources import content_key
 from finetune.errors import DataError

@@ -167,7 +167,8 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
          "and hub"),
         ("path: rows.jsonl", "{hub: a/b, format: share-gpt}", "8: stages.sft.data[0].format: expected one of "
          "auto, alpaca, "
-         "sharegpt, messages, prompt_completion, text; found text 'share-gpt' (did you mean 'sharegpt'?)"),
+         "sharegpt, messages, prompt_completion, text, pairs, sharegpt_pairs, hh, "
+         "ranked, oasst, alpaca_eval, judged; found text 'share-gpt' (did you mean 'sharegpt'?)"),
         ("path: rows.jsonl", "{hub: a/b, streaming: true}", "8: stages.sft.data[0].streaming: needs hub and "
          "take: a stream "
          "has no length to plan with"),
