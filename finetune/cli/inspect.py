@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING
 import click
 
 from finetune.cli.options import recipe_options
+from finetune.cli.painting import head, legend, painted
 from finetune.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from rich.console import Console
 
     from finetune.data.prepare import PreparedSft
+    from finetune.data.prepare_preference import PreparedComparisons
     from finetune.data.report import Lengths
     from finetune.data.tokenizer import Tokenizer
     from finetune.recipe.load import LoadedRecipe
-    from finetune.recipe.schema import SftStage
+    from finetune.recipe.schema import PreferenceStage, SftStage
 
-SHOWN_TOKENS = 1200
-"""A longer row is shown with its middle left out: about three screens."""
 _BAR = 40
 
 
 @click.command()
 @recipe_options
-@click.option("--stage", "stage_name", metavar="NAME", help="Stage to look at. Default: the first one of kind sft.")
+@click.option("--stage", "stage_name", metavar="NAME", help="Stage to look at. Default: the first one with data.")
 @click.option("-n", "count", type=click.IntRange(min=0), default=3, show_default=True, help="Rows to show.")
 @click.option("--all", "show_all", is_flag=True, help="Show all rows.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a row: row, input_ids, trained, dropped.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a row: its tokens, trained or not.")
 def inspect(
     recipe: Path,
     overrides: tuple[str, ...],
@@ -44,6 +44,7 @@ def inspect(
 ) -> None:
     """Show a stage's rows as tokens: trained ones in green, or in ⟦…⟧ where there is no colour.
 
+    Of a reward or dpo stage, a row is a comparison: its prompt, then its answers, best first, each with what is scored.
     Also counts what is left out and why, and the lengths of the rows. With --all and with --json, which give the rows
     in the order of the files, the ones that are left out appear too, whole. Needs the base's config and tokenizer,
     not its weights.
@@ -52,8 +53,14 @@ def inspect(
     Example:
       finetune inspect recipe.yaml -n 5
       finetune inspect recipe.yaml --stage sft --json --all > rows.jsonl
+
+    \b
+    Fields of --json:
+      sft          row, input_ids, trained, dropped
+      reward, dpo  row, answers (each input_ids, trained), dropped, margin, rating, desirable
     """
     from finetune.recipe.load import load_recipe
+    from finetune.recipe.schema import SftStage
 
     # Not check_recipe: it asks for the base's weights too, which nobody needs to look at data.
     loaded = load_recipe(recipe, overrides)
@@ -65,19 +72,13 @@ def inspect(
 
     say(f"stage {name}")
     prepared, tokenizer = _prepare(loaded, stage, runs, say)
-    rows: Sequence[int] = range(len(prepared.rows) if show_all else min(count, len(prepared.rows)))
+    total = len(prepared.dropped)
+    rows: Sequence[int] = range(total if show_all else min(count, total))
     if as_json:
         for row in rows:
-            ids, trained = prepared.rows.row(row)
-            shown = {
-                "row": int(prepared.rows.origin[row]),
-                "input_ids": ids.tolist(),
-                "trained": trained.tolist(),
-                "dropped": prepared.dropped[row],
-            }
-            click.echo(json.dumps(shown))
+            click.echo(json.dumps(_as_json(prepared, row)))
         return
-    for line in _histogram(prepared.report.lengths):
+    for line in _histogram(prepared.report.lengths, "rows" if isinstance(stage, SftStage) else "answers"):
         say(line)
     if not show_all:  # what is trained on is what one wants to see; where nothing is, the rows that are left out
         used = [row for row, why in enumerate(prepared.dropped) if why is None]
@@ -85,25 +86,31 @@ def inspect(
     _show(prepared, tokenizer, rows)
 
 
-def _choose(loaded: LoadedRecipe, name: str | None) -> tuple[str, SftStage]:
-    stages = {key: stage for key, stage in loaded.recipe.stages.items() if stage.kind == "sft"}
+def _choose(loaded: LoadedRecipe, name: str | None) -> tuple[str, SftStage | PreferenceStage]:
+    from finetune.recipe.schema import PreferenceStage, SftStage
+
+    stages = {
+        key: stage for key, stage in loaded.recipe.stages.items() if isinstance(stage, (SftStage, PreferenceStage))
+    }
     if name is None:
         if not stages:
-            raise InputError(f"{loaded.path} has no stage of kind sft to inspect")
+            raise InputError(f"{loaded.path} has no stage with data to inspect")
         name = next(iter(stages))
     if name not in stages:
-        raise InputError(f"{loaded.path} has no sft stage '{name}'; it has {', '.join(stages) or 'none'}")
+        raise InputError(f"{loaded.path} has no stage '{name}' with data; it has {', '.join(stages) or 'none'}")
     return name, stages[name]
 
 
 def _prepare(
-    loaded: LoadedRecipe, stage: SftStage, runs: Path, say: Callable[[str], None]
-) -> tuple[PreparedSft, Tokenizer]:
+    loaded: LoadedRecipe, stage: SftStage | PreferenceStage, runs: Path, say: Callable[[str], None]
+) -> tuple[PreparedSft | PreparedComparisons, Tokenizer]:
     """The data by the very function that training calls, only that nothing is refused."""
     from finetune.data.prepare import prepare_sft
+    from finetune.data.prepare_preference import prepare_comparisons
     from finetune.data.tokenizer import Tokenizer
     from finetune.families.detect import resolve
     from finetune.plan.base_files import locate_base
+    from finetune.recipe.schema import DpoStage, RewardStage, SftStage
 
     model = loaded.recipe.model
     base = locate_base(model, loaded.folder, weights=False)
@@ -117,98 +124,84 @@ def _prepare(
     )
     for line in resolved.said:
         say(line)
-    prepared = prepare_sft(
+    cache = runs / ".cache" if runs.is_dir() else None  # looking at data makes no folder for runs
+    if isinstance(stage, SftStage):
+        rows = prepare_sft(
+            stage,
+            model=model,
+            seed=loaded.recipe.seed,
+            locate=loaded.locate,
+            stage_outputs={},
+            family=resolved.family,
+            tokenizer=tokenizer,
+            cache=cache,
+            say=say,
+            refuse=False,
+        )
+        return rows, tokenizer
+    comparisons = prepare_comparisons(
         stage,
+        slices=stage.slices if isinstance(stage, RewardStage) else (),
+        judged=isinstance(stage, DpoStage) and stage.loss == "kto",
         model=model,
         seed=loaded.recipe.seed,
         locate=loaded.locate,
         stage_outputs={},
         family=resolved.family,
         tokenizer=tokenizer,
-        cache=runs / ".cache" if runs.is_dir() else None,  # looking at data makes no folder for runs
+        cache=cache,
         say=say,
         refuse=False,
     )
-    return prepared, tokenizer
+    return comparisons, tokenizer
 
 
-def _show(prepared: PreparedSft, tokenizer: Tokenizer, rows: Sequence[int]) -> None:
+def _as_json(prepared: PreparedSft | PreparedComparisons, row: int) -> dict[str, object]:
+    from finetune.cli.inspect_comparisons import comparison_json
+    from finetune.data.prepare_preference import PreparedComparisons
+
+    if isinstance(prepared, PreparedComparisons):
+        return comparison_json(prepared, row)
+    ids, trained = prepared.rows.row(row)
+    return {
+        "row": int(prepared.rows.origin[row]),
+        "input_ids": ids.tolist(),
+        "trained": trained.tolist(),
+        "dropped": prepared.dropped[row],
+    }
+
+
+def _show(prepared: PreparedSft | PreparedComparisons, tokenizer: Tokenizer, rows: Sequence[int]) -> None:
     from rich.console import Console
-    from rich.text import Text
+
+    from finetune.cli.inspect_comparisons import show_comparison
+    from finetune.data.prepare_preference import PreparedComparisons
 
     console = Console(highlight=False)
     colour = console.color_system is not None and not console.no_color
     if rows:
-        example = Text("trained", "bold green") if colour else Text("⟦trained⟧")
-        console.print(Text("\n").append_text(example).append(" / not trained", "dim" if colour else ""))
+        console.print(legend(colour))
     for row in rows:
-        ids, trained = prepared.rows.row(row)
-        why = prepared.dropped[row]
-        number = int(prepared.rows.origin[row])
-        head = Text(f"\nrow {number}", "bold").append(
-            f"  {prepared.origins[number]}: {len(ids):,} tokens, {int(trained.sum()):,} trained", "not bold"
-        )
-        if why is not None:
-            head.append(f"  LEFT OUT: {why}", "bold red" if colour else "")
-        console.print(head, soft_wrap=True)
-        console.print(painted(ids.tolist(), trained.tolist(), tokenizer, colour), soft_wrap=True)
-
-
-def painted(ids: Sequence[int], trained: Sequence[int], tokenizer: Tokenizer, colour: bool) -> Text:
-    """A row's text with its trained tokens in green, or in ⟦…⟧ without colour. Special tokens stand by their names."""
-    from rich.text import Text
-
-    shown = Text()
-    special = set(tokenizer.special_tokens.values())
-    hidden = range(0)
-    if len(ids) > SHOWN_TOKENS:
-        hidden = range(SHOWN_TOKENS // 2, len(ids) - SHOWN_TOKENS // 2)
-    for begin, end in _runs(ids, trained, special, hidden):
-        if begin in hidden:
-            shown.append(f" … {end - begin:,} tokens … ", "dim italic" if colour else "")
-            continue
-        text = _visible(_text_of(ids[begin:end], tokenizer, ids[begin] in special))
-        if not colour:
-            opens = trained[begin] and (begin == 0 or not trained[begin - 1] or begin - 1 in hidden)
-            closes = trained[begin] and (end == len(ids) or not trained[end] or end in hidden)
-            shown.append(("⟦" if opens else "") + text + ("⟧" if closes else ""))
+        if isinstance(prepared, PreparedComparisons):
+            show_comparison(prepared, row, tokenizer, console, colour)
         else:
-            bold = "bold " if ids[begin] in special else ""
-            shown.append(text, f"{bold}green" if trained[begin] else f"{bold}dim")
-    return shown
+            _show_row(prepared, row, tokenizer, console, colour)
 
 
-def _runs(ids: Sequence[int], trained: Sequence[int], special: set[int], hidden: range) -> Iterator[tuple[int, int]]:
-    """(begin, end) of tokens that are shown as one piece of text: of like mask, all ordinary or one special."""
-    edges = [0]
-    for here in range(1, len(ids)):
-        at_gap = len(hidden) > 0 and here in (hidden.start, hidden.stop)
-        changes = trained[here] != trained[here - 1] or ids[here] in special or ids[here - 1] in special
-        if at_gap or (changes and here not in hidden):
-            edges.append(here)
-    yield from pairwise([*edges, len(ids)] if len(ids) else [])
+def _show_row(prepared: PreparedSft, row: int, tokenizer: Tokenizer, console: Console, colour: bool) -> None:
+    ids, trained = prepared.rows.row(row)
+    number = int(prepared.rows.origin[row])
+    about = f"{prepared.origins[number]}: {len(ids):,} tokens, {int(trained.sum()):,} trained"
+    console.print(head(number, about, prepared.dropped[row], colour), soft_wrap=True)
+    console.print(painted(ids.tolist(), trained.tolist(), tokenizer, colour), soft_wrap=True)
 
 
-def _text_of(ids: Sequence[int], tokenizer: Tokenizer, special: bool) -> str:
-    if special:
-        return tokenizer.token_text(ids[0])
-    text = tokenizer.decode(ids)
-    # SentencePiece drops the space before the first word of what it decodes.
-    lost = tokenizer.token_text(ids[0]).startswith(" ") and not text.startswith(" ")
-    return f" {text}" if lost else text
-
-
-def _visible(text: str) -> str:
-    """Control characters by their codes: data must not steer the terminal."""
-    return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text)
-
-
-def _histogram(lengths: Lengths) -> Iterator[str]:
-    """Training rows by length, one line a bin."""
+def _histogram(lengths: Lengths, noun: str) -> Iterator[str]:
+    """What is trained on by length, one line a bin."""
     most = max(lengths.counts)
     if not most:
         return
-    yield "training rows by length in tokens:"
+    yield f"training {noun} by length in tokens:"
     for (low, high), count in zip(pairwise(lengths.edges), lengths.counts, strict=True):
         if any(c for edge, c in zip(lengths.edges, lengths.counts, strict=False) if edge <= low):
             yield f"  {max(low, 1):>7,} - {high - 1:<7,} {'█' * round(_BAR * count / most)} {count:,}"

@@ -92,11 +92,11 @@ def tokens_of(
     cache: Path | None,
     say: Callable[[str], None],
 ) -> tuple[TokenRows, dict[bytes, int]]:
-    """Tokens of all distinct examples (by content), and where each is. Sorted: the order of sources changes nothing.
+    """Tokens of all distinct examples (by content), and where each is.
 
+    examples: in an order that does not depend on the order of rows and sources, so that the cache does not either.
     owners: the rows that need an example, to name those whose examples have no form in the template. Raises DataError.
     """
-    examples = dict(sorted(examples.items()))
     try:
         tokens = tokenise(examples, family, tokenizer, loss_on=loss_on, system=system, cache=cache, say=say)
     except EncodeErrors as found:

@@ -79,8 +79,9 @@ def prepare_sft(
     taken, apart, origins = gather(
         READ_EXAMPLES, stage.data, stage.held_out, seed=seed, locate=locate, stage_outputs=stage_outputs, say=say
     )
+    examples = {key: row.example for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)}
     whole, index_of = tokens_of(
-        {key: row.example for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)},
+        dict(sorted(examples.items())),
         [(key, row.origin) for part in (taken, apart) for key, row in zip(part.keys, part.rows, strict=True)],
         {**apart.places, **taken.places},
         family,

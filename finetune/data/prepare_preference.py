@@ -117,8 +117,15 @@ def prepare_comparisons(
     )
     _check_slices(slices, [*taken.rows, *apart.rows])
     answers = [[whole_answers(row.comparison, family) for row in part.rows] for part in (taken, apart)]
+    # Answers to one prompt stand together, so that a prompt's own texts are mostly tokenised once.
+    examples = {
+        (prompt_key(row.comparison.prompt), key): example
+        for part, groups in zip((taken, apart), answers, strict=True)
+        for row, group in zip(part.rows, groups, strict=True)
+        for key, example in group
+    }
     tokens, index_of = tokens_of(
-        {key: example for part in answers for group in part for key, example in group},
+        {key: examples[prompt, key] for prompt, key in sorted(examples)},
         [
             (key, row.origin)
             for part, groups in zip((taken, apart), answers, strict=True)

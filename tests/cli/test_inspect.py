@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tiny import tiny_llama3_tokenizer
 
-from finetune.cli.inspect import SHOWN_TOKENS, inspect, painted
+from finetune.cli.inspect import inspect
+from finetune.cli.painting import SHOWN_TOKENS, painted
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import InputError
 
@@ -97,7 +98,7 @@ def test_stage_set_and_wrong_names(recipe: Path) -> None:
     (row,) = json_rows(recipe, "--stage", "again")
     assert isinstance(row["trained"], list) and set(row["trained"]) == {1}
     assert json_rows(recipe, "--all", "--set", "model.max_length=1000")[1]["dropped"] is None
-    with pytest.raises(InputError, match="no sft stage 'sfft'; it has sft, again"):
+    with pytest.raises(InputError, match="no stage 'sfft' with data; it has sft, again"):
         run(recipe, "--stage", "sfft")
 
 
