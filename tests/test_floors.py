@@ -30,7 +30,7 @@ FLOORS = {
     "engine": 5,
     "stages": 6,
     "release": 6,
-    "report": 6,
+    "report": 5,
     "run": 7,
     "api": 8,
     "cli": 8,

@@ -51,5 +51,10 @@ def _summary(metrics: dict[str, Any]) -> list[str]:
         best = f", best {metrics['best_held_out']:.4f} at step {metrics['best_step']}"
         lines.append(f"held out    {metrics['first_held_out']:.4f} before, {metrics['held_out']:.4f} after{best}")
     speed = metrics["tokens"] / max(metrics["seconds"], 1e-9)
-    lines.append(f"tokens      {metrics['tokens']:,} seen, {metrics['units']:,} trained, {speed:,.0f} a second")
+    lines.append(
+        f"seen        {metrics['tokens']:,} tokens, {speed:,.0f} a second; {metrics['units']:,} {metrics['unit']}"
+    )
+    for when, extra in (("held out", metrics["held_out_metrics"]), ("last step", metrics["last"])):
+        if extra:
+            lines.append(f"{when:<12}" + ", ".join(f"{name} {value:.4f}" for name, value in extra.items()))
     return lines

@@ -64,6 +64,7 @@ def comparison_work(
         steps_per_epoch=schedule.steps_per_epoch,
         held_out=held_out,
         name_rows=name_rows,
+        unit="judged answers" if judged else "comparisons",
     )
 
 

@@ -93,7 +93,7 @@ def collate_groups(
         pairs = ranking_pairs(len(own), ranked) if len(own) > 1 else []
         better += [places[high] for high, _ in pairs]
         worse += [places[low] for _, low in pairs]
-        shares += [1 / len(pairs)] * len(pairs)
+        shares += [1 / len(pairs) for _ in pairs]
         margin += [0.0 if margins is None else float(margins[group])] * len(pairs)
     answers = collate(data.rows, rows, members if share else None)
     content = [data.row_format(row)[1:][data.rows.row(row)[1][1:].astype(bool)] == 0 for row in rows]

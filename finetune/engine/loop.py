@@ -65,7 +65,7 @@ Objective = Callable[[nn.Module, BatchT], Loss]
 class Work(Generic[BatchT]):
     """What to train on. step_batches(step): the micro-batches of optimiser step `step`, a pure function of the step.
 
-    held_out: batches to measure on, or empty. name_rows: row indices → where they came from, for messages.
+    unit: what a unit of the batches is, for people. held_out: batches to measure on, or empty. name_rows: row indices → where they came from, for messages.
     """
 
     objective: Objective[BatchT]
@@ -74,6 +74,7 @@ class Work(Generic[BatchT]):
     steps_per_epoch: int
     held_out: Sequence[BatchT]
     name_rows: Callable[[Sequence[int]], str]
+    unit: str = "trained tokens"
 
 
 @dataclass
@@ -103,10 +104,11 @@ class Trained:
     progress: Progress
     stopped_early: bool
     resumed_from: int
+    unit: str
     warnings: list[str] = field(default_factory=list)
 
     def metrics(self) -> dict[str, Any]:
-        return {"steps": self.steps, "stopped_early": self.stopped_early, **asdict(self.progress)}
+        return {"steps": self.steps, "stopped_early": self.stopped_early, "unit": self.unit, **asdict(self.progress)}
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
@@ -258,7 +260,7 @@ def train(
                 )
         if best is not None:
             restore(model, best)
-    return Trained(step, progress, stopped_early, resumed_from, warnings)
+    return Trained(step, progress, stopped_early, resumed_from, work.unit, warnings)
 
 
 def _one_step(

@@ -27,6 +27,7 @@ from finetune.errors import InputError
 from finetune.model.reward import RewardModel, add_head, new_head, prove_head
 from finetune.numerics.bradley_terry import LLAMA2_MARGINS, pair_loss
 from finetune.report.calibration import ScoredPairs, reward_report
+from finetune.report.pictures import reward_pictures
 from finetune.recipe.schema import RewardStage
 from finetune.shapes import RATINGS
 
@@ -75,6 +76,8 @@ def run(stage: RewardStage, job: Job) -> Outcome:
         if data.held_out is not None:
             pairs = score_pairs(model, opened.base.model, data.held_out, work.held_out, stage, opened.device)
             report = reward_report(pairs)
+            for name, content in reward_pictures(pairs, report).items():
+                (job.out / name).write_bytes(content)
             job.say(
                 f"held out: accuracy {report['accuracy']:.3f} over {report['pairs']} pairs, "
                 f"calibration error {report['calibration']['ece']:.3f}, mean gap {report['mean_gap']:.2f}"
