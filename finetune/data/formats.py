@@ -130,8 +130,9 @@ def _unknown(values: Mapping[str, Any], fields: Mapping[str, str], kind: Kind) -
 def _advice(there: Sequence[str], fits: Sequence[str], kind: Kind) -> str:
     """The line of the recipe that may help: which stage such rows are for, a misspelt field, or a renaming."""
     if fits:
-        theirs = kind_of_format(fits[0])
-        shown = f"{fits[0]} for preference training" if theirs is RANKINGS else fits[0]
+        fit = min(fits, key=lambda name: kind_of_format(name) is EXAMPLES)  # a verdict says more than its answer
+        theirs = kind_of_format(fit)
+        shown = f"{fit} for preference training" if theirs is RANKINGS else fit
         return f" These look like {shown}, which {theirs.who} read, not this one."
     if "chosen" in there and "rejected" in there and kind is not RANKINGS:
         return f" These look like pairs for preference training, which {RANKINGS.who} read, not this one."
