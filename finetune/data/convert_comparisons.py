@@ -58,6 +58,9 @@ def _comparison(row: Record, name: str) -> Comparison:
 
 def _pair(row: Record, prompt_field: str) -> Ranking:
     asked = _turns(row, prompt_field, "user") if row.get(prompt_field) is not None else ()
+    own = prompt_field == "prompt" and row.column("prompt") != row.column("input")
+    if own and isinstance(row.get("prompt"), str):
+        asked = (*asked[:-1], replace(asked[-1], context=row.optional_text("input")))  # Alpaca's separate input
     names = _answer_fields(row)
     found = [_turns(row, name, "assistant") for name in names]
     whole = [turns[0].role in ("system", "user") for turns in found if turns]

@@ -31,7 +31,7 @@ FORMATS: Mapping[str, Format] = {
     "messages": Format(("messages",), ("tools",), _MESSAGE),
     "prompt_completion": Format(("prompt", "completion"), ("tools",), _MESSAGE),
     "text": Format(("text",)),
-    "pairs": Format(("chosen", "rejected"), ("prompt", "system", "tools", *_RATED), _MESSAGE),
+    "pairs": Format(("chosen", "rejected"), ("prompt", "input", "system", "tools", *_RATED), _MESSAGE),
     "sharegpt_pairs": Format(("conversations", "chosen", "rejected"), ("system", "tools", *_RATED), ("from", "value")),
     "hh": Format(("chosen", "rejected"), ("prompt", *_RATED)),
     "ranked": Format(("prompt", "answers"), ("system", "tools"), _MESSAGE),
@@ -121,6 +121,8 @@ def _pairs(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Ma
             if kind_of_turns(values[column], fields) == "messages":
                 return {"pairs": {**fields, "prompt": column}}
             return {"sharegpt_pairs": {**fields, "conversations": column}}
+    if "prompt" not in fields and "instruction" in values:  # Alpaca's word for it
+        return {"pairs": {**fields, "prompt": "instruction"}}
     return {"pairs": dict(fields)} if kind_of_turns(chosen, fields) else {}
 
 

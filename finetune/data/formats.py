@@ -37,6 +37,15 @@ _RENAMED: Mapping[str, tuple[str, ...]] = {
 """The fields for which other names are looked for, by format, in this order."""
 
 
+_SHOWN: Mapping[str, str] = {
+    "pairs": "prompt, chosen, rejected",
+    "hh": "chosen, rejected: transcripts",
+    "oasst": "prompt with replies",
+    "judged": "label with prompt and completion, or with messages",
+}
+"""What a user should know of a format's fields, where the needed ones are not all of it."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A format as it was told or detected. columns: our names of fields -> the file's, where they differ."""
@@ -120,7 +129,7 @@ def _check_fields(name: str, fields: Mapping[str, str], shown: str, kind: Kind) 
 
 
 def _unknown(values: Mapping[str, Any], fields: Mapping[str, str], kind: Kind) -> str:
-    known = "; ".join(f"{name} ({', '.join(FORMATS[name].needs)})" for name in kind.formats)
+    known = "; ".join(f"{name} ({_SHOWN.get(name) or ', '.join(FORMATS[name].needs)})" for name in kind.formats)
     return (
         f"the format of its rows is not known: they have the fields {_listed(values)}. Known formats: {known}."
         f"{_advice([str(key) for key in values], list(fitting(values, fields)), kind)}"

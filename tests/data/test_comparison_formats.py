@@ -157,6 +157,11 @@ def test_every_format_of_the_recipe_is_read_by_one_kind_of_stage() -> None:
             "hh",
             Ranking(Dialog((Message("user", "q\n\np"),)), ((GOOD,), (BAD,))),
         ),
+        (
+            {"instruction": "q", "input": "c", "chosen": "good", "rejected": "bad"},
+            "pairs",
+            Ranking(Dialog((Message("user", "q", context="c"),)), ((GOOD,), (BAD,))),
+        ),
         ({"prompt": "q", "answers": ["good", turn("assistant", "bad")]}, "ranked", PAIR),
         (
             {"prompt": [turn("user", "q")], "answers": '["good", "bad", "worse"]'},
