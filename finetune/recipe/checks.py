@@ -115,6 +115,8 @@ def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], w
         kind = str(stages[reference].get("kind")) if isinstance(stages[reference], Mapping) else ""
         if wants_rows and kind in known_kinds() and kind not in _KINDS_WITH_ROWS:
             return f"stage {reference} ({kind}) writes an adapter, not rows", "start_from takes an adapter"
+        if not wants_rows and kind == "reward":
+            return f"stage {reference} is a reward model, whose adapter scores", "start from an sft or dpo stage"
         return None
     if reference in names:
         return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"
@@ -127,7 +129,7 @@ def _references(stage: Any) -> Iterator[tuple[KeyPath, str]]:
     """Key paths within a stage that name another one: start_from, and `stage` of an entry in a list."""
     if not isinstance(stage, Mapping):
         return
-    if isinstance(start := stage.get("start_from"), str):
+    if isinstance(start := stage.get("start_from"), str) and start:
         yield ("start_from",), start
     for key, value in stage.items():
         entries: Any = value
@@ -135,7 +137,7 @@ def _references(stage: Any) -> Iterator[tuple[KeyPath, str]]:
         if key == "held_out" and isinstance(value, Mapping):
             entries, path = value.get("data"), ("held_out", "data")
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            if isinstance(entry, Mapping) and isinstance(reference := entry.get("stage"), str):
+            if isinstance(entry, Mapping) and isinstance(reference := entry.get("stage"), str) and reference:
                 yield (*path, index, "stage"), reference
 
 

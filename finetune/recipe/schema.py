@@ -258,6 +258,7 @@ class RewardStage(PreferenceStage):
     """A reward model: a scalar head on the last token, trained on comparisons (Bradley-Terry)."""
 
     kind: Literal["reward"]
+    """A reward model."""
     margin: Literal["none", "llama2-small", "llama2-large", "column"] = "none"
     """Margin in the loss: by a pair's rating as in Llama 2 (1, 2/3, 1/3, 0 or 3, 2, 1, 0), or the rows' own column."""
     centring: Annotated[float, Field(ge=0)] = 0.0
@@ -274,6 +275,7 @@ class DpoStage(PreferenceStage):
     """Direct preference optimisation and its relatives, against the frozen adapter the stage starts from."""
 
     kind: Literal["dpo"]
+    """Direct preference optimisation."""
     loss: DpoLoss = "sigmoid"
     """The preference loss; docs/preference.md has each with its paper."""
     beta: Annotated[float, Field(gt=0)] = 0.1

@@ -146,11 +146,11 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: sft", "kind: dpo", "6: stages.sft.kind: unknown kind 'dpo'; this version knows: sft"),
-        ("kind: sft", "kind: stf", "6: stages.sft.kind: unknown kind 'stf'; this version knows: sft (did you "
+        ("kind: sft", "kind: ppo", "6: stages.sft.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo (did you mean 'dpo'?)"),
+        ("kind: sft", "kind: stf", "6: stages.sft.kind: unknown kind 'stf'; this version knows: sft, reward, dpo (did you "
          "mean 'sft'?)"),
-        ("kind: sft", "kind: 3", "6: stages.sft.kind: unknown kind 3; this version knows: sft"),
-        ("kind: sft", "knd: sft", "5: stages.sft.kind: missing key: stage sft, which begins here, needs it (sft) "
+        ("kind: sft", "kind: 3", "6: stages.sft.kind: unknown kind 3; this version knows: sft, reward, dpo"),
+        ("kind: sft", "knd: sft", "5: stages.sft.kind: missing key: stage sft, which begins here, needs it (sft, reward, dpo) "
          "(is 'knd' meant to be 'kind'?)"),
         ("- path: rows.jsonl", "- rows.jsonl", "8: stages.sft.data[0]: expected a section; found text 'rows.jsonl' "
          "(write {path: rows.jsonl})"),
@@ -203,10 +203,10 @@ def test_an_initialisation_that_needs_the_weights_names_its_line(write: Write) -
 
 
 def test_a_stage_of_unknown_kind_hides_nothing_of_the_others(write: Write) -> None:
-    text = GOOD + "      epoch: 1\n  dpo: {kind: dpo, start_from: sft, beta: 0.1, data: [{path: pairs.jsonl}]}\n"
+    text = GOOD + "      epoch: 1\n  ppo: {kind: ppo, start_from: sft, kl: 0.1, prompts: [{path: pairs.jsonl}]}\n"
     assert told(write(text)) == [
         "11: stages.sft.train.epoch: unknown key (did you mean 'epochs'?)",
-        "12: stages.dpo.kind: unknown kind 'dpo'; this version knows: sft",
+        "12: stages.ppo.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo (did you mean 'dpo'?)",
     ]
 
 
@@ -226,6 +226,8 @@ SFT = "kind: sft, data: [{path: rows.jsonl}]"
          "4: stages.one.start_from: 'best' is neither a stage above nor an adapter folder (none is above)"),
         ("  one: {kind: sft, data: [{path: rows.jsonl}, {stage: best}]}\n",
          "4: stages.one.data[1].stage: 'best' is no stage above (none is above)"),
+        (f"  one: {{kind: reward, data: [{{path: rows.jsonl}}]}}\n  two: {{{SFT}, start_from: one}}\n",
+         "5: stages.two.start_from: stage one is a reward model, whose adapter scores (start from an sft or dpo stage)"),
         (f"  one: {{{SFT}}}\n  two: {{kind: sft, data: [{{stage: one}}]}}\n",
          "5: stages.two.data[0].stage: stage one (sft) writes an adapter, not rows (start_from takes an adapter)"),
         (f"  one: {{{SFT}, held_out: {{data: [{{stage: two}}]}}}}\n  two: {{{SFT}}}\n",
