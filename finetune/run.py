@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
 from finetune.errors import DiskFullError, InputError, RunBusyError
-from finetune.plan.manifest import read_manifest, write_manifest
+from finetune.plan.manifest import check_files, read_manifest, write_manifest
 from finetune.plan.plan import Plan, PlannedStage, make_plan
 from finetune.quiet import calm_libraries, quiet_libraries
 from finetune.recipe.load import LoadedRecipe
@@ -55,10 +55,16 @@ def run_recipe(loaded: LoadedRecipe, runs: Path, say: Callable[[str], None], *, 
 def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path, say: Callable[[str], None]) -> None:
     """Bring one stage to its finished folder; the stages it reads are finished already."""
     with _place_for(stage.folder), _lock(stage.folder):
-        if read_manifest(stage.folder) is not None:
+        if (manifest := read_manifest(stage.folder)) is not None:
+            check_files(stage.folder, manifest)
             shutil.rmtree(stage.folder / "work", ignore_errors=True)
             say(f"{stage.name}: already done, nothing to do: {stage.folder}")
             return
+        if stage.folder.exists():
+            raise InputError(
+                f"{stage.folder} is in the way: it has no manifest, so it is no finished run. Move it away and run the "
+                "same command again"
+            )
         part, work = stage.part, stage.part / "work"
         with _told_when_full(part):
             work.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
 from finetune.engine.progress import make_progress, memory_gib
 from finetune.engine.tracking import MetricsFile, Wandb
-from finetune.errors import DivergedError, InputError, InterruptedRunError
+from finetune.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from finetune.model.adapter import restore, state, trainable
 from finetune.recipe.schema import TrainSettings
 
@@ -163,11 +163,17 @@ def train(
     best: dict[str, Tensor] | None = None
     stopped_early = False
     if found is not None:
-        restore(model, found.weights)
-        optimizer.load_state_dict(found.optimizer)
-        saved.restore_random_state(found.rng)
-        progress, step, best = Progress(**found.state["progress"]), found.step, found.best
-        stopped_early = found.state["stopped_early"]
+        try:
+            restore(model, found.weights)
+            optimizer.load_state_dict(found.optimizer)
+            saved.restore_random_state(found.rng)
+            progress, step, best = Progress(**found.state["progress"]), found.step, found.best
+            stopped_early = found.state["stopped_early"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint of step {found.step} in {checkpoints} does not fit: {error}. Was it written by "
+                f"another version of finetune or of a library? Remove {folder.parent} to start this stage again"
+            ) from error
     metrics_file.rewind(step if found is not None else -1)
     resumed_from = step
 

@@ -76,10 +76,13 @@ class Wandb:
                     x_disable_machine_info=True,
                 ),
             )
-        except wandb.errors.UsageError as error:
-            raise InputError(
-                f"track.wandb: {str(error).splitlines()[0]}. Log in with `wandb login`, or set mode: offline"
-            ) from error
+        except (wandb.errors.UsageError, wandb.errors.CommError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            if isinstance(error, wandb.errors.CommError):
+                cure = "Is the server reachable, and the project yours? mode: offline needs neither"
+            else:
+                cure = "Log in with `wandb login`, or set mode: offline"
+            raise InputError(f"track.wandb: {reason}. {cure}") from error
 
     def log(self, metrics: Metrics) -> None:
         values = {key: value for key, value in metrics.items() if key != "step" and value is not None}

@@ -566,3 +566,75 @@ def test_keyboard_interrupt_is_no_error_of_input(recipe: Recipe, finetune: Run, 
     assert ended.code == 130 and "a checkpoint is saved" in ended.err
     again = finetune("sft", path, "--runs", runs)
     assert again.code == 0 and "resumed from the checkpoint" in again.err
+
+
+# Runs that were touched
+
+
+@pytest.fixture
+def run_folder(recipe: Recipe, finetune: Run, tmp_path: Path) -> Path:
+    """A finished run of recipe.yaml."""
+    assert finetune("sft", recipe(), "--runs", tmp_path / "runs").code == 0
+    [folder] = (tmp_path / "runs" / "tiny").iterdir()
+    return folder
+
+
+def test_a_damaged_run_is_not_called_done(run_folder: Path, recipe: Recipe, finetune: Run, tmp_path: Path) -> None:
+    assert "already done" in finetune("sft", recipe(), "--runs", tmp_path / "runs").out
+    cut("adapter_model.safetensors", 1000)(run_folder)
+    ended = finetune("sft", recipe(), "--runs", tmp_path / "runs")
+    assert ended.code == 2
+    assert "adapter_model.safetensors has 1000 bytes" in ended.err and "move it away" in ended.err
+
+
+def test_a_folder_without_a_manifest_is_found_before_training(
+    run_folder: Path, recipe: Recipe, finetune: Run, tmp_path: Path
+) -> None:
+    (run_folder / "manifest.json").unlink()
+    ended = finetune("sft", recipe(), "--runs", tmp_path / "runs")
+    assert ended.code == 2 and "step 1" not in ended.err
+    assert str(run_folder) in ended.err and "no manifest" in ended.err and "Move it away" in ended.err
+    assert (run_folder / "adapter_model.safetensors").is_file()
+
+
+def test_a_broken_manifest(run_folder: Path, recipe: Recipe, finetune: Run, tmp_path: Path) -> None:
+    (run_folder / "manifest.json").write_text("{")
+    for command in ("sft", "show", "plan"):
+        ended = finetune(command, recipe(), "--runs", tmp_path / "runs")
+        assert ended.code == 2
+        assert "manifest.json is not valid JSON" in ended.err and "away to run the stage again" in ended.err
+
+
+def test_a_checkpoint_of_another_version(run_folder: Path, recipe: Recipe, finetune: Run, tmp_path: Path) -> None:
+    """Whole by its hashes, but not what this version would have written: exit code 1, and what to remove."""
+    import torch
+
+    from finetune.engine.checkpoint import Checkpoint, random_state, write_checkpoint
+
+    part = run_folder.with_name(run_folder.name + ".part")
+    state = {"progress": {"of": "another version"}, "stopped_early": False}
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).state_dict()
+    written = Checkpoint(2, {"a": torch.zeros(1)}, optimizer, random_state(), state)
+    write_checkpoint(part / "work" / "checkpoints", written, keep=1)
+    shutil.rmtree(run_folder)
+    ended = finetune("sft", recipe(), "--runs", tmp_path / "runs")
+    assert ended.code == 1
+    assert "the checkpoint of step 2" in ended.err and "does not fit" in ended.err
+    assert f"Remove {part} to start this stage again" in ended.err
+
+
+@pytest.mark.slow
+def test_a_tracking_server_that_does_not_answer(
+    recipe: Recipe, command: list[str], subprocess_env: dict[str, str], tmp_path: Path
+) -> None:
+    path = recipe({"track.wandb": {"project": "none"}})
+    env = {
+        **subprocess_env,
+        "WANDB_API_KEY": "0123456789" * 4,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_INIT_TIMEOUT": "3",
+    }
+    run = [*command, "sft", str(path), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120)
+    ended = Ended(done.returncode, done.stdout, done.stderr)
+    assert_refused(ended, tmp_path / "runs", "track.wandb", "mode: offline")
