@@ -32,23 +32,24 @@ def comparison_work(
 ) -> loop.Work[ComparisonBatch]:
     """Batches of groups by the recipe's batch and micro-batch sizes.
 
-    margins: the margin of every group of some data. judged: single answers for KTO, whose baseline is estimated within a
-    micro-batch: these are of equal size then, in the step's order.
+    margins: the margin of every group of some data. judged: single answers for KTO, whose baseline is estimated within
+    a micro-batch: these are of equal size then, in the step's order.
     """
     train = stage.train
     rows_per_epoch = len(data.epoch_order(0))
     steps = total_steps(rows_per_epoch, train.batch_size, train.epochs, train.max_steps)
     schedule = Schedule(data.epoch_order, rows_per_epoch, train.batch_size, steps)
     ragged = train.layout == "ragged"
+    margins_of = {id(source): margins(source) for source in (data.train, data.held_out) if source is not None}
 
     def batches(source: Comparisons, chosen: NDArray[np.int64]) -> list[ComparisonBatch]:
         if judged:
             parts = [part.tolist() for part in np.array_split(chosen, -(-len(chosen) // train.micro_batch_size))]
         else:
             parts = micro_batches(chosen, source.lengths[chosen], train.micro_batch_size, balance=ragged)
-        own = margins(source)
+        own = margins_of[id(source)]
         made = [collate_groups(source, part, ranked=stage.ranked, margins=own, share=ragged) for part in parts]
-        return [with_mismatched(batch, source) for batch in made] if judged else with_step_shares(made)
+        return with_step_shares([with_mismatched(batch, source) for batch in made] if judged else made)
 
     def name_rows(groups: Sequence[int]) -> str:
         names = [str(data.origin_of(int(group))) for group in groups[:8]]

@@ -24,8 +24,9 @@ class ComparisonBatch:
     answers: the rows' tokens; trained ones are those of the answers. better_P, worse_P: [P] int64, rows of the batch.
     share_P: [P] float32, 1 / pairs of the pair's group, so that every group weighs the same. margin_P: [P] float32.
     content_N: [N] bool, labels that are no format tokens. best_B: [B] bool, the best answer of each ranking.
-    desirable_B: [B] bool. groups: indices in the data. step_share: what makes a sum over this batch's best tokens a mean
-    over the step's, times the step's groups. mismatched: each prompt with another prompt's answer (kto).
+    desirable_B: [B] bool. groups: indices in the data. step_share: what makes a sum over this batch's best tokens a
+    mean over the step's, times the step's groups. side_shares: the same for a sum over the batch's desirable, and over
+    its undesirable answers. mismatched: each prompt with another prompt's answer (kto).
     """
 
     answers: TokenBatch
@@ -38,6 +39,7 @@ class ComparisonBatch:
     desirable_B: Tensor
     groups: tuple[int, ...]
     step_share: float = 0.0
+    side_shares: tuple[float, float] = (0.0, 0.0)
     mismatched: TokenBatch | None = None
 
     @property
@@ -111,10 +113,12 @@ def collate_groups(
 
 
 def with_step_shares(batches: Sequence[ComparisonBatch]) -> list[ComparisonBatch]:
-    """Let each batch know its part in a mean over all best answers' tokens of the step."""
+    """Let each batch know its part in means over the step: over all best answers' tokens, over each side's answers."""
     tokens = sum(int(batch.best_B[batch.answers.row_N].sum()) for batch in batches)
     units = sum(batch.units for batch in batches)
-    return [replace(batch, step_share=units / max(tokens, 1)) for batch in batches]
+    desirable = sum(int(batch.desirable_B.sum()) for batch in batches)
+    sides = (units / max(desirable, 1), units / max(units - desirable, 1))
+    return [replace(batch, step_share=units / max(tokens, 1), side_shares=sides) for batch in batches]
 
 
 def with_mismatched(batch: ComparisonBatch, data: Comparisons) -> ComparisonBatch:

@@ -6,7 +6,9 @@ and so to the same bits, or once ahead and cached by content, which is cheaper w
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor, nn
 
 from finetune.durable import rename_file
@@ -30,10 +32,24 @@ Logprobs = Callable[[TokenBatch], Tensor]
 
 
 def add_reference(model: PeftModel, start: Path | None) -> None:
-    """Put the adapter that the stage starts from on the base once more, frozen. Nothing to do when it starts fresh."""
+    """Put what the policy starts from on the base once more, frozen: the adapter in `start`, or nothing where a fresh
+    adapter leaves the base as it is."""
     if start is not None:
         model.load_adapter(str(start), adapter_name=REFERENCE, is_trainable=False)
-        model.set_adapter(ADAPTER)
+    elif not starts_as_base(model):
+        # The base itself in theory, but not bit for bit (dora, orthogonal), or moved into the adapter (pissa, olora).
+        config = copy.deepcopy(model.peft_config[ADAPTER])
+        config.inference_mode, config.init_lora_weights = True, True
+        weights = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+        model.add_adapter(REFERENCE, config)
+        set_peft_model_state_dict(model, weights, adapter_name=REFERENCE)
+    model.set_adapter(ADAPTER)
+
+
+def starts_as_base(model: PeftModel) -> bool:
+    """Whether a fresh adapter changes no bit of what the base computes: B is 0, and nothing is rescaled."""
+    config = model.peft_config[ADAPTER]
+    return config.init_lora_weights in (True, "gaussian") and not config.use_dora
 
 
 @contextmanager
@@ -90,12 +106,11 @@ def once_ahead(
     )
     ends = np.cumsum(counts)
     path = cache / f"reference-{_digest(data, key)}.npy"
-    if path.is_file():
-        values = np.load(path)
+    if (values := _load(path, int(counts.sum()))) is not None:
         say(f"reference: log-probabilities of {len(data):,} answers found in the cache")
     else:
         say(f"reference: log-probabilities of {len(data):,} answers, once ahead")
-        values = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.float32)
+        values = np.zeros(int(counts.sum()), dtype=np.float32)
         order = np.argsort(-data.lengths, kind="stable")
         for start in range(0, len(order), micro_batch_size):
             rows = order[start : start + micro_batch_size].tolist()
@@ -124,9 +139,21 @@ def _digest(data: Rows, key: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
+def _load(path: Path, count: int) -> NDArray[np.float32] | None:
+    """What `_store` wrote, None where there is nothing or it is broken: then it is computed again."""
+    try:
+        values = np.load(path)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return values if values.shape == (count,) and values.dtype == np.float32 and np.isfinite(values).all() else None
+
+
 def _store(path: Path, values: NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.save(file, values)
-    rename_file(part, path)
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")  # two runs may need the same reference at the same time
+    try:
+        with part.open("wb") as file:
+            np.save(file, values)
+        rename_file(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ A session is one base in memory with one trainable adapter on it; stages add wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,35 +131,10 @@ def run_loop(
     *,
     rate_factor: float = 1.0,
 ) -> tuple[loop.Trained, dict[str, Any]]:
-    """Announce, check the disk, train with tracking. model: what is trained, the session's model or a wrap of it.
+    """Train in the engine's loop, as `run_trainer` says. model: the session's model or a wrap of it."""
 
-    rate_factor: multiplies the automatic learning rate. Returns what the loop left and what was resolved.
-    """
-    weights = adapter.trainable(model)
-    count = sum(parameter.numel() for parameter in weights.values())
-    require_space(job.out, _disk_bytes(weights, train), f"stage {job.name}")
-    rate = train.learning_rate
-    if rate == "auto":
-        lora = session.lora
-        rate = rate_factor * default_learning_rate(job.base.hidden_size, lora.lora_alpha, lora.r, lora.use_rslora)
-    job.say(
-        f"adapter: {count:,} trainable parameters; {work.total_steps} steps of {train.batch_size} rows; "
-        f"learning rate {rate:.3g}{' (auto)' if train.learning_rate == 'auto' else ''}, {train.schedule}"
-    )
-    adapter.keep_initial(session.model, session.settings, job.work)
-    resolved = {
-        "learning_rate": rate,
-        "total_steps": work.total_steps,
-        "device": session.device.type,
-        "compute": str(session.precision.compute).removeprefix("torch."),
-        "trainable_parameters": count,
-        "revision": job.base.revision,
-    }
-    tracker = _tracker(job, resolved)
-    failed = True
-    torch.manual_seed(job.seed)
-    try:
-        trained = loop.train(
+    def in_loop(rate: float, tracker: Wandb | None) -> loop.Trained:
+        return loop.train(
             model,
             work,
             train,
@@ -170,6 +145,50 @@ def run_loop(
             title=job.name,
             tracker=tracker,
         )
+
+    return run_trainer(job, session, model, work.total_steps, train, in_loop, rate_factor=rate_factor)
+
+
+def run_trainer(
+    job: Job,
+    session: Session,
+    model: torch.nn.Module,
+    total_steps: int,
+    train: TrainSettings,
+    trainer: Callable[[float, Wandb | None], loop.Trained],
+    *,
+    rate_factor: float = 1.0,
+) -> tuple[loop.Trained, dict[str, Any]]:
+    """Announce, check the disk, and train with tracking.
+
+    trainer: (peak learning rate, tracker) -> what training left. rate_factor: multiplies the automatic learning rate.
+    Returns what the trainer left and what was resolved.
+    """
+    weights = adapter.trainable(model)
+    count = sum(parameter.numel() for parameter in weights.values())
+    require_space(job.out, _disk_bytes(weights, train), f"stage {job.name}")
+    rate = train.learning_rate
+    if rate == "auto":
+        lora = session.lora
+        rate = rate_factor * default_learning_rate(job.base.hidden_size, lora.lora_alpha, lora.r, lora.use_rslora)
+    job.say(
+        f"adapter: {count:,} trainable parameters; {total_steps} steps of {train.batch_size} rows; "
+        f"learning rate {rate:.3g}{' (auto)' if train.learning_rate == 'auto' else ''}, {train.schedule}"
+    )
+    adapter.keep_initial(session.model, session.settings, job.work)
+    resolved = {
+        "learning_rate": rate,
+        "total_steps": total_steps,
+        "device": session.device.type,
+        "compute": str(session.precision.compute).removeprefix("torch."),
+        "trainable_parameters": count,
+        "revision": job.base.revision,
+    }
+    tracker = _tracker(job, resolved)
+    failed = True
+    torch.manual_seed(job.seed)
+    try:
+        trained = trainer(rate, tracker)
         failed = False
     finally:
         if tracker is not None:
@@ -186,13 +205,18 @@ def save(job: Job, session: Session, words: Words) -> None:
 
 def prove(job: Job, session: Session, ids_T: torch.Tensor, lengths: list[int]) -> dict[str, Any]:
     """Load the saved adapter again and compare its logits with the trained model's. Raises ProofError."""
-    fresh = None
-    if session.settings.init in ("pissa", "olora"):
-        fresh = load_base(job.base.folder, session.precision, session.device)
+    fresh = fresh_base(job, session)
     with loop.autocast(session.device, session.precision.compute):
         proof = adapter.prove_reload(session.model, job.out, ids_T.to(session.device), lengths, fresh=fresh)
     job.say(f"proof: the adapter, loaded again, gives the trained logits (off by {proof['max_abs_difference']:g})")
     return proof
+
+
+def fresh_base(job: Job, session: Session) -> LlamaForCausalLM | None:
+    """The base once more, where the adapter's initialisation has changed the one in memory; else None."""
+    if session.settings.init in ("pissa", "olora"):
+        return load_base(job.base.folder, session.precision, session.device)
+    return None
 
 
 def describe_family(words: Words) -> Mapping[str, Any]:

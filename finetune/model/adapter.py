@@ -66,6 +66,11 @@ def open_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
         config = LoraConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'adapter_config.json'} is not a LoRA adapter's configuration: {error}") from error
+    if config.task_type == "SEQ_CLS":
+        raise InputError(
+            f"{folder} is a reward model, which scores answers: start_from takes an adapter that writes text, such as "
+            "the one that the reward model started from"
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
@@ -194,8 +199,7 @@ def prove_reload(
         model.set_adapter(ADAPTER)
         model.delete_adapter("reloaded")
     else:
-        rounding = 2e-2 if fresh.dtype == torch.bfloat16 else 1e-3
-        allowed = rounding * trained.abs().max().item()
+        allowed = reload_rounding(fresh) * trained.abs().max().item()
         reloaded = _last_logits(PeftModel.from_pretrained(fresh, folder).eval(), ids_T, lengths)
     difference = (trained - reloaded).abs().max().item()
     if not difference <= allowed:
@@ -211,6 +215,11 @@ def prove_reload(
         "last_row_top_ids": top.indices.tolist(),
         "last_row_top_logits": top.values.tolist(),
     }
+
+
+def reload_rounding(fresh: LlamaForCausalLM) -> float:
+    """What a pissa or olora adapter may be off by on a fresh base, relative to the largest output."""
+    return 2e-2 if fresh.dtype == torch.bfloat16 else 1e-3
 
 
 def _last_logits(model: PeftModel, ids_T: Tensor, lengths: list[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """A reward model: a LoRA adapter and a scalar head on the frozen base, saved as one ordinary PEFT adapter.
 
-The score of a row is the head's output at the row's last token. On disk it is what peft writes for a sequence classifier
-with one label: LoRA weights and `score.weight` in adapter_model.safetensors, so
+The score of a row is the head's output at the row's last token. On disk it is what peft writes for a sequence
+classifier with one label: LoRA weights and `score.weight` in adapter_model.safetensors, so
 `AutoModelForSequenceClassification(num_labels=1)` + `PeftModel.from_pretrained` gives the same scores; the head is in
 the same file, with its hash in the manifest, and cannot be left behind.
 """
@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
+from transformers import LlamaForCausalLM
 
 from finetune.durable import write_bytes
 from finetune.errors import InputError, ProofError
+from finetune.model.adapter import ADAPTER, reload_rounding
 from finetune.model.ragged import Layout, ragged_hidden
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -41,7 +44,7 @@ class RewardModel(nn.Module):
 
 
 def new_head(hidden_size: int, seed: int, device: torch.device) -> nn.Linear:
-    """A fresh head: normal with deviation 1 / sqrt(D + 1), so that first scores are of the order of 1 (Stiennon 2020)."""
+    """A fresh head: normal with deviation 1 / sqrt(D + 1), so that first scores are about 1 in size (Stiennon 2020)."""
     head = nn.Linear(hidden_size, 1, bias=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -68,12 +71,37 @@ def attach(adapted: PeftModel, folder: Path, name: str) -> nn.Linear:
     Raises InputError where the folder is no reward adapter of ours or of peft's.
     """
     tensors, config = read_reward(folder)
-    head_weight = tensors.pop(HEAD_KEY)
     adapted.add_adapter(name, config)
-    loaded = set_peft_model_state_dict(adapted, tensors, adapter_name=name)
-    if loaded.unexpected_keys:
+    adapted.train(adapted.training)  # or its dropout would be in training, whatever the model is in
+    return _fill(adapted, tensors, name, folder)
+
+
+def open_reward(base: LlamaForCausalLM, folder: Path) -> RewardModel:
+    """A saved reward model on a base that has no adapter yet, frozen and in eval mode. Raises InputError."""
+    tensors, config = read_reward(folder)
+    try:
+        adapted = PeftModel(base, config, ADAPTER)
+    except ValueError as error:  # target modules that this base has not
+        raise InputError(f"{folder}: the adapter does not fit this base: {error}") from error
+    head = _fill(adapted, tensors, ADAPTER, folder)
+    return RewardModel(adapted.requires_grad_(False), head).eval()
+
+
+def _fill(adapted: PeftModel, tensors: dict[str, Tensor], name: str, folder: Path) -> nn.Linear:
+    """Put a reward adapter's weights in their place; returns its head."""
+    head_weight = tensors.pop(HEAD_KEY)
+    try:
+        loaded = set_peft_model_state_dict(adapted, tensors, adapter_name=name)
+    except RuntimeError as error:  # other shapes
+        raise InputError(f"{folder}: the adapter does not fit this base: {error}") from error
+    own = [key for key in loaded.missing_keys if f".{name}." in key or key.endswith(f".{name}")]
+    if astray := [*loaded.unexpected_keys, *own]:
+        why = "has no place in it" if loaded.unexpected_keys else "is not in the file"
+        raise InputError(f"{folder}: the adapter does not fit this base, or is damaged: {astray[0]} {why}")
+    if head_weight.shape != (1, adapted.config.hidden_size):
         raise InputError(
-            f"{folder}: the adapter does not fit this base: {loaded.unexpected_keys[0]} has no place in it"
+            f"{folder}: its head has the shape {list(head_weight.shape)}, this base has {adapted.config.hidden_size} "
+            "dimensions: it was trained on another base"
         )
     head = nn.Linear(head_weight.shape[1], 1, bias=False)
     with torch.no_grad():
@@ -86,10 +114,13 @@ def read_reward(folder: Path) -> tuple[dict[str, Tensor], LoraConfig]:
     path = folder / "adapter_model.safetensors"
     if not path.is_file() or not (folder / "adapter_config.json").is_file():
         raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
-    tensors = load_tensors(path.read_bytes())
+    try:
+        tensors = load_tensors(path.read_bytes())
+        config = LoraConfig.from_pretrained(str(folder))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the adapter in {folder} is damaged: {error}") from error
     if HEAD_KEY not in tensors:
         raise InputError(f"{folder} is an adapter without a reward head: only the result of a reward stage can score")
-    config = LoraConfig.from_pretrained(str(folder))
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
     config.modules_to_save = [name for name in config.modules_to_save or [] if name != "score"] or None
@@ -97,26 +128,39 @@ def read_reward(folder: Path) -> tuple[dict[str, Tensor], LoraConfig]:
 
 
 @torch.no_grad()
-def prove_head(model: RewardModel, folder: Path, ids_T: Tensor, lengths: list[int]) -> dict[str, Any]:
-    """Load the saved reward adapter beside the trained one and compare scores: bit-equal, or ProofError."""
+def prove_head(
+    model: RewardModel,
+    folder: Path,
+    ids_T: Tensor,
+    lengths: list[int],
+    *,
+    fresh: LlamaForCausalLM | None = None,
+) -> dict[str, Any]:
+    """Load the saved reward adapter and compare its scores with the trained one's. Raises ProofError.
+
+    It is loaded beside the trained one, on the same base, and has to be bit-equal. A pissa or olora run has changed its
+    base, so it is loaded on a `fresh` one, where rounding is allowed for, as in `adapter.prove_reload`.
+    """
     model.eval()
-    last_B = torch.tensor(lengths, device=ids_T.device).cumsum(0) - 1
-    decoder = model.adapted.get_base_model().model
-    layout = Layout.of_rows(lengths)
-    trained = model.scores(ragged_hidden(decoder, ids_T, layout), last_B)
-    active = model.adapted.active_adapter
-    head = attach(model.adapted, folder, "reloaded")
-    model.adapted.set_adapter("reloaded")
-    reloaded = RewardModel(model.adapted, head).scores(ragged_hidden(decoder, ids_T, layout), last_B)
-    model.adapted.set_adapter(active)
-    model.adapted.delete_adapter("reloaded")
-    difference = (trained - reloaded).abs().max().item()
+    trained = _scores(model, ids_T, lengths)
     if not torch.isfinite(trained).all():
         raise ProofError(f"the trained reward model gives scores that are not finite; nothing was released ({folder})")
-    if difference != 0.0:
+    if fresh is None:
+        allowed = 0.0
+        active = model.adapted.active_adapter
+        head = attach(model.adapted, folder, "reloaded")
+        model.adapted.set_adapter("reloaded")
+        reloaded = _scores(RewardModel(model.adapted, head), ids_T, lengths)
+        model.adapted.set_adapter(active)
+        model.adapted.delete_adapter("reloaded")
+    else:
+        allowed = reload_rounding(fresh) * trained.abs().max().item()
+        reloaded = _scores(open_reward(fresh, folder), ids_T, lengths)
+    difference = (trained - reloaded).abs().max().item()
+    if not difference <= allowed:
         raise ProofError(
             f"the reward model in {folder}, loaded again, differs from the trained one by {difference:.3g} in its "
-            "scores; nothing was released"
+            f"scores ({allowed:.3g} allowed); nothing was released"
         )
     return {
         "rows": len(lengths),
@@ -124,3 +168,9 @@ def prove_head(model: RewardModel, folder: Path, ids_T: Tensor, lengths: list[in
         "last_row_ids": ids_T[-lengths[-1] :].tolist(),
         "scores": trained.tolist(),
     }
+
+
+def _scores(model: RewardModel, ids_T: Tensor, lengths: list[int]) -> Tensor:
+    """[B] scores of rows that stand end to end."""
+    hidden_TD = ragged_hidden(model.adapted.get_base_model().model, ids_T, Layout.of_rows(lengths))
+    return model.scores(hidden_TD, torch.tensor(lengths, device=ids_T.device).cumsum(0) - 1)

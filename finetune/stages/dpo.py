@@ -23,9 +23,9 @@ from finetune.engine import loop, session
 from finetune.engine.comparison_work import comparison_work, proof_rows
 from finetune.engine.comparisons import ComparisonBatch
 from finetune.engine.job import Job, Outcome
-from finetune.engine.reference import Logprobs, add_reference, once_ahead, with_every_batch
+from finetune.engine.reference import Logprobs, add_reference, once_ahead, starts_as_base, with_every_batch
 from finetune.engine.token_logprobs import Hidden, hidden_function, token_logprobs
-from finetune.errors import InputError, ProofError
+from finetune.errors import ProofError
 from finetune.numerics.preference import (
     PAIR_LOSSES,
     Knobs,
@@ -47,11 +47,6 @@ FALL = 0.1
 def run(stage: DpoStage, job: Job) -> Outcome:
     """Train the policy, prove it. Writes PEFT files, tokenizer, template and metrics into `job.out`."""
     train, judged = stage.train, stage.loss == "kto"
-    if needs_reference(stage.loss) and stage.start_from is None and job.adapter.init in ("pissa", "olora"):
-        raise InputError(
-            f"adapter.init {job.adapter.init} changes the base, which is the reference of a dpo stage without "
-            "start_from: use init default"
-        )
     words = session.open_words(job)
     data = prepare_comparisons(
         stage,
@@ -196,9 +191,10 @@ def _kto(
         metrics["baseline"] = baseline * batch.units
     losses_B = kto(logps_B, ref_B, batch.desirable_B, baseline, stage.beta, stage.kto_weights)
     rewards_B = stage.beta * (logps_B - ref_B).detach()
-    for name, chosen_B in (("reward_chosen", batch.desirable_B), ("reward_rejected", ~batch.desirable_B)):
-        if chosen_B.any():
-            metrics[name] = rewards_B[chosen_B].mean() * batch.units
+    sides = (("reward_chosen", batch.desirable_B), ("reward_rejected", ~batch.desirable_B))
+    for (name, side_B), share in zip(sides, batch.side_shares, strict=True):
+        if side_B.any():  # a step may have none, and then has no such mean
+            metrics[name] = rewards_B[side_B].sum() * share
     return loop.Loss(losses_B.sum(), metrics)
 
 
@@ -220,8 +216,8 @@ def check_start(
     model.train(was_training)
     if difference != 0.0:
         raise ProofError(
-            f"before training, policy and reference differ by {difference:.3g} nats in a token's log-probability, where "
-            "0 is right: the first loss would not be what theory says. Was the adapter changed while it was loaded?"
+            f"before training, policy and reference differ by {difference:.3g} nats in a token's log-probability, "
+            "where 0 is right: the first loss would not be what theory says. Was the adapter changed while it was loaded?"
         )
 
 
@@ -233,7 +229,12 @@ def _ahead(stage: DpoStage, work: loop.Work[ComparisonBatch]) -> bool:
 
 
 def _reference_key(job: Job, opened: session.Session) -> list[str]:
-    start = "base" if opened.start is None else adapter_digest(opened.start)
+    if opened.start is not None:
+        start = adapter_digest(opened.start)
+    elif starts_as_base(opened.model):
+        start = "base"
+    else:  # a copy of the fresh adapter
+        start = f"{job.adapter.model_dump_json()} {job.seed}"
     precision = opened.precision
     return [job.base.digest, start, precision.load_in, str(precision.compute), opened.device.type]
 
@@ -244,8 +245,8 @@ def _warn_of_fall(trained: loop.Trained, job: Job) -> list[str]:
     if "logp_chosen" not in before or (fall := before["logp_chosen"] - after["logp_chosen"]) < FALL:
         return []
     warning = (
-        f"the held-out chosen answers became less likely: {fall:.2f} nats per token less than before training. The loss "
-        "only asks for a gap; nll_weight (Llama 3 used 0.2), a larger beta or a lower learning rate hold them up"
+        f"the held-out chosen answers became less likely: {fall:.2f} nats per token less than before training. The "
+        "loss only asks for a gap; nll_weight (Llama 3 used 0.2), a larger beta or a lower learning rate hold them up"
     )
     job.say(f"warning: {warning}")
     return [warning]

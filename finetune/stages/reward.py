@@ -1,8 +1,8 @@
 """Reward models: a scalar head on the last token of an answer, trained on comparisons.
 
-Loss of a pair: -log sigmoid(r_better - r_worse - margin) + centring (r_better + r_worse)^2 (Bradley-Terry; Llama 2, eq.
-1 and 2). A ranking of more answers is one example whose loss is the mean over its pairs, and its answers are computed in
-one row with the prompt once, as Llama 3 did. The score is read at the answer's last token, its stop token.
+Loss of a pair: -log sigmoid(r_better - r_worse - margin) + centring (r_better + r_worse)^2 (Bradley-Terry; Llama 2,
+eq. 1 and 2). A ranking of more answers is one example whose loss is the mean over its pairs, and its answers are
+computed in one row with the prompt once, as Llama 3 did. The score is read at the answer's last token, its stop token.
 Deviations from Llama 2: LoRA instead of all weights; the head starts near 0 rather than from the language model's.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from finetune.data.comparisons import Comparisons
-from finetune.data.prepare_preference import prepare_comparisons
+from finetune.data.prepare_preference import PreparedComparisons, prepare_comparisons
 from finetune.engine import loop, session
 from finetune.engine.comparison_work import comparison_work, proof_rows
 from finetune.engine.comparisons import ComparisonBatch
@@ -26,10 +26,10 @@ from finetune.engine.token_logprobs import Hidden, hidden_function
 from finetune.errors import InputError
 from finetune.model.reward import RewardModel, add_head, new_head, prove_head
 from finetune.numerics.bradley_terry import LLAMA2_MARGINS, pair_loss
+from finetune.recipe.schema import RewardStage
 from finetune.report.calibration import ScoredPairs, reward_report
 from finetune.report.pictures import reward_pictures
-from finetune.recipe.schema import RewardStage
-from finetune.shapes import RATINGS
+from finetune.shapes import RATINGS, Origin
 
 RATE_FACTOR = 1 / 3
 """Of the automatic learning rate of SFT: 1e-4 for an 8B model, TRL's default for reward models with LoRA."""
@@ -53,6 +53,7 @@ def run(stage: RewardStage, job: Job) -> Outcome:
     )
     session.check_words(job, int(data.comparisons.rows.ids.max(initial=0)), data.report.lengths.longest)
     session.check_early_stop(stage.train, data.held_out is not None)
+    check_margins(stage.margin, data)
     opened = session.open_session(job, stage.train, stage.start_from)
     head = new_head(job.base.hidden_size, job.seed, opened.device)
     model = RewardModel(opened.model, head)
@@ -68,7 +69,7 @@ def run(stage: RewardStage, job: Job) -> Outcome:
     add_head(job.out, head)
     ids_T, lengths = proof_rows(data)
     with loop.autocast(opened.device, opened.precision.compute):
-        proof = prove_head(model, job.out, ids_T.to(opened.device), lengths)
+        proof = prove_head(model, job.out, ids_T.to(opened.device), lengths, fresh=session.fresh_base(job, opened))
         job.say(
             f"proof: the reward model, loaded again, gives the trained scores (off by {proof['max_abs_difference']:g})"
         )
@@ -115,20 +116,30 @@ def batch_scores(model: torch.nn.Module, batch: ComparisonBatch, decoder: torch.
     return scores_B
 
 
+def check_margins(kind: str, data: PreparedComparisons) -> None:
+    """Every comparison must have what the recipe's `margin` reads. Raises InputError, naming the first that has not."""
+    if kind == "none":
+        return
+    what = "margin of its own" if kind == "column" else f"rating ({', '.join(RATINGS)})"
+    lacking: list[Origin] = []
+    for part in (data.train, data.held_out):
+        if part is not None:
+            missing = np.isnan(part.margins) if kind == "column" else part.ratings < 0
+            lacking += [data.origins[part.origin_of(int(group))] for group in np.flatnonzero(missing)]
+    if lacking:
+        total = len(data.train) + (0 if data.held_out is None else len(data.held_out))
+        raise InputError(
+            f"margin: {kind}, but {len(lacking):,} of {total:,} comparisons have no {what}, such as {lacking[0]}: give "
+            "every row one, or train with margin: none"
+        )
+
+
 def pair_margins(kind: str, data: Comparisons) -> NDArray[np.float64] | None:
-    """The margin of each comparison, [G], by the recipe's `margin`. Raises InputError where a row lacks what it needs."""
+    """The margin of each comparison, [G], by the recipe's `margin`; what `check_margins` has let through."""
     if kind == "none":
         return None
     if kind == "column":
-        if missing := int(np.isnan(data.margins).sum()):
-            raise InputError(
-                f"margin: column, but {missing:,} of {len(data):,} comparisons have no margin of their own"
-            )
         return data.margins
-    if missing := int((data.ratings < 0).sum()):
-        raise InputError(
-            f"margin: {kind}, but {missing:,} of {len(data):,} comparisons have no rating ({', '.join(RATINGS)})"
-        )
     table = np.array([LLAMA2_MARGINS[kind][rating] for rating in RATINGS])
     return table[data.ratings]
 
