@@ -266,6 +266,7 @@ def train(
                 )
         if best is not None:
             restore(model, best)
+            progress.held_out = progress.best_held_out  # of the weights that are kept
     return Trained(step, progress, stopped_early, resumed_from, work.unit, warnings)
 
 

@@ -26,6 +26,7 @@ from finetune.errors import BaseModelError, InputError
 from finetune.families.detect import Resolved, resolve
 from finetune.model import adapter
 from finetune.model.base import Precision, choose_device, choose_precision, describe, load_base
+from finetune.plan.manifest import read_manifest
 from finetune.recipe.schema import AdapterSettings, TrainSettings
 
 
@@ -108,6 +109,7 @@ def open_session(job: Job, train: TrainSettings, start_from: str | None) -> Sess
         model, settings = adapter.new_adapter(base, job.adapter, seed=job.seed), job.adapter
     else:
         start = job.inputs.get(start_from) or job.locate(start_from)
+        _check_same_base(job, start)
         model = adapter.open_adapter(base, start)
         # A saved adapter is an ordinary one, for the untouched base, however it began.
         settings = job.adapter.model_copy(update={"init": "default"})
@@ -120,6 +122,16 @@ def open_session(job: Job, train: TrainSettings, start_from: str | None) -> Sess
             "adapter section is for fresh ones"
         )
     return session
+
+
+def _check_same_base(job: Job, start: Path) -> None:
+    """An adapter of ours says what it was trained on; on another base of the same shape it would mean nothing."""
+    manifest = read_manifest(start)
+    if manifest is not None and manifest["base"]["digest"] != job.base.digest:
+        raise InputError(
+            f"start_from: {start} was trained on another base ({manifest['base']['name']}): an adapter is the difference "
+            f"to its own base. Start from an adapter of {job.base.name}"
+        )
 
 
 def run_loop(

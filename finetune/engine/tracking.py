@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ class Wandb:
         except ImportError as error:
             raise InputError("track.wandb: wandb is not installed: pip install 'finetune[wandb]'") from error
         folder.mkdir(parents=True, exist_ok=True)
+        # A user who said "send nothing" in the environment is obeyed, whatever the recipe says.
+        told = os.environ.get("WANDB_MODE")
+        mode = told if told in ("offline", "disabled") else settings.mode
         try:
             self._run = wandb.init(
                 project=settings.project,
@@ -63,7 +67,7 @@ class Wandb:
                 name=name,
                 id=run_id,
                 resume="allow",
-                mode=settings.mode,
+                mode=mode,
                 dir=str(folder),
                 config=dict(config),
                 settings=wandb.Settings(

@@ -15,7 +15,7 @@ from finetune.engine.batches import Schedule, collate, micro_batches
 from finetune.errors import DivergedError, InterruptedRunError
 from finetune.model import adapter, ragged
 from finetune.recipe.schema import AdapterSettings, TrainSettings
-from finetune.stages.sft import token_loss
+from finetune.stages.sft import sft_objective
 
 CPU = torch.device("cpu")
 ROWS = 24
@@ -62,7 +62,7 @@ def setting(dropout=0.1, **changes):
         return [collate(data, part) for part in parts]
 
     work = loop.Work(
-        objective=partial(token_loss, decoder=base.model, head=base.lm_head, hidden=ragged.ragged_hidden),
+        objective=partial(sft_objective, decoder=base.model, head=base.lm_head, hidden=ragged.ragged_hidden),
         step_batches=step_batches,
         total_steps=settings.max_steps,
         steps_per_epoch=schedule.steps_per_epoch,
@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_names_its_rows_and_changes_nothing(tmp_path):
         loss = work.objective(model, batch)
         if len(seen) == 5:  # the sixth micro-batch: second of step 3
             seen["rows"], seen["weights"] = batch.rows, adapter.state(model)
-            return loss * float("nan")
+            return loop.Loss(loss.total * float("nan"))
         seen[len(seen)] = True
         return loss
 
@@ -186,12 +186,12 @@ def test_early_stop_keeps_the_best(tmp_path):
         if torch.is_grad_enabled():
             return work.objective(model, batch)
         states.append(adapter.state(model))
-        return torch.tensor(next(losses) * batch.units)
+        return loop.Loss(torch.tensor(next(losses) * batch.units))
 
     trained, final = train(tmp_path / "run", (model, loop.Work(**{**vars(work), "objective": objective}), settings))
     assert trained.stopped_early and trained.steps == 4
     assert (trained.progress.best_step, trained.progress.best_held_out) == (2, 3.0)
-    assert same(final, states[2])
+    assert same(final, states[2]) and trained.progress.held_out == 3.0
     # Interrupted after the end of training, before the run was finished: the best comes from the checkpoint.
     again, resumed = train(tmp_path / "run", early_stop=2, eval_every=1, schedule="constant", dropout=0.0)
     assert again.resumed_from == 4 and again.stopped_early and same(resumed, final)
