@@ -21,5 +21,5 @@ def shared() -> Path:
     """Real weights, tokenizers and data that are not part of the project; skips where they are absent."""
     folder = Path(os.environ.get("FINETUNE_SHARED", ROOT.parent / "shared"))
     if not (folder / "models").is_dir():
-        pytest.skip(f"needs the shared test material (models, tokenizers, data), not found at {folder}; set FINETUNE_SHARED")
+        pytest.skip(f"needs the shared test material (models, tokenizers, data): not at {folder}; set FINETUNE_SHARED")
     return folder

@@ -65,7 +65,8 @@ Objective = Callable[[nn.Module, BatchT], Loss]
 class Work(Generic[BatchT]):
     """What to train on. step_batches(step): the micro-batches of optimiser step `step`, a pure function of the step.
 
-    unit: what a unit of the batches is, for people. held_out: batches to measure on, or empty. name_rows: row indices → where they came from, for messages.
+    unit: what a unit of the batches is, for people. held_out: batches to measure on, or empty.
+    name_rows: row indices → where they came from, for messages.
     """
 
     objective: Objective[BatchT]

@@ -129,8 +129,8 @@ def _check_same_base(job: Job, start: Path) -> None:
     manifest = read_manifest(start)
     if manifest is not None and manifest["base"]["digest"] != job.base.digest:
         raise InputError(
-            f"start_from: {start} was trained on another base ({manifest['base']['name']}): an adapter is the difference "
-            f"to its own base. Start from an adapter of {job.base.name}"
+            f"start_from: {start} was trained on another base ({manifest['base']['name']}): an adapter is the "
+            f"difference to its own base. Start from an adapter of {job.base.name}"
         )
 
 

@@ -143,7 +143,7 @@ def save_adapter(
 ) -> None:
     """Write adapter_model.safetensors and adapter_config.json; base + this folder alone = the trained model.
 
-    base_name, revision: what adapter_config.json says the base is. work: where `keep_initial` put the untrained adapter.
+    base_name, revision: what adapter_config.json says the base is. work: where `keep_initial` put the untrained one.
     A pissa or olora adapter is written as an ordinary LoRA of twice the rank, which peft computes from start and end.
     """
     convert = work / _INITIAL if settings.init in ("pissa", "olora") else None

@@ -200,8 +200,8 @@ def ragged_attention(
             **kwargs,
         )
     grouped = query_1HTE.shape[1] != key_1KTE.shape[1]
-    if query_1HTE.is_cuda:
-        return _varlen_flash(query_1HTE, key_1KTE, value_1KTE, ragged, scaling, grouped), None
+    if query_1HTE.is_cuda and dropout == 0.0 and (narrow := _narrow(query_1HTE)) is not None:
+        return _varlen_flash(query_1HTE, key_1KTE, value_1KTE, ragged, scaling, grouped, narrow), None
     if grouped:  # repeated once for all rows: on a CPU that is cheaper than sdpa's own grouping, row by row
         groups = query_1HTE.shape[1] // key_1KTE.shape[1]
         key_1KTE = key_1KTE.repeat_interleave(groups, dim=1)
@@ -217,9 +217,8 @@ def ragged_attention(
             continue
         k = torch.cat((keys[segment.prefix], k), dim=2)
         v = torch.cat((values[segment.prefix], v), dim=2)
-        masks = ragged.masks[index]
-        for block, mask in zip(q.split(QUERY_BLOCK, dim=2), masks, strict=True):
-            seen = mask.shape[1]
+        for block, mask in zip(q.split(QUERY_BLOCK, dim=2), ragged.masks[index], strict=True):
+            seen, mask = mask.shape[1], mask.to(q.device)
             outputs.append(
                 scaled_dot_product_attention(
                     block, k[:, :, :seen], v[:, :, :seen], attn_mask=mask, dropout_p=dropout, scale=scaling
@@ -237,6 +236,13 @@ def _lower_right(before: int, length: int) -> list[Tensor]:
     return blocks
 
 
+def _narrow(query: Tensor) -> torch.dtype | None:
+    """The 16-bit type that flash attention can work in here: the query's own, or autocast's; None for float32."""
+    if query.dtype in (torch.bfloat16, torch.float16):
+        return query.dtype
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+
+
 def _varlen_flash(
     query_1HTE: Tensor,
     key_1KTE: Tensor,
@@ -244,12 +250,12 @@ def _varlen_flash(
     ragged: Layout,
     scaling: float | None,
     grouped: bool,
+    kind: torch.dtype,
 ) -> Tensor:
     """One variable-length flash call for all segments (torch.nn.attention.varlen; 16-bit types, no dropout)."""
     from torch.nn.attention.varlen import varlen_attn
 
     plan = ragged.for_flash(query_1HTE.device)
-    kind = query_1HTE.dtype if query_1HTE.dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     query_THE, key_TKE, value_TKE = (x[0].transpose(0, 1).to(kind) for x in (query_1HTE, key_1KTE, value_1KTE))
     if plan.keys is not None:
         key_TKE, value_TKE = key_TKE.index_select(0, plan.keys), value_TKE.index_select(0, plan.keys)

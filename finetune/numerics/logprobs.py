@@ -38,14 +38,16 @@ class _ChunkedLogprobs(Function):
         jacobian_ND = torch.empty_like(hidden_ND) if needs_grad else None
         for start in range(0, len(labels_N), chunk):
             rows = slice(start, start + chunk)
-            labels_C = labels_N[rows, None]
+            labels_C = labels_N[rows]
             logits_CV = (hidden_ND[rows] @ weight_VD.T).float()
-            logps_CV = logits_CV.log_softmax(-1)
-            logps_N[rows] = logps_CV.gather(1, labels_C).squeeze(1)
+            chosen_C = logits_CV.gather(1, labels_C[:, None]).squeeze(1)
+            top_C = logits_CV.amax(1)
+            odds_CV = logits_CV.sub_(top_C[:, None]).exp_()  # softmax, not divided yet: at most 1
+            total_C = odds_CV.sum(1)
+            logps_N[rows] = chosen_C - top_C - total_C.log()
             if jacobian_ND is not None:
-                minus_p_CV = logps_CV.exp_().neg_()
-                minus_p_CV.scatter_add_(1, labels_C, torch.ones_like(labels_C, dtype=minus_p_CV.dtype))
-                jacobian_ND[rows] = minus_p_CV.to(weight_VD.dtype) @ weight_VD
+                mean_CD = (odds_CV.to(weight_VD.dtype) @ weight_VD).float() / total_C[:, None]
+                jacobian_ND[rows] = (weight_VD[labels_C] - mean_CD).to(hidden_ND.dtype)
         ctx.save_for_backward(jacobian_ND)
         return logps_N
 

@@ -87,10 +87,9 @@ def _their_dpo(
     **more: Any,
 ) -> tuple[Any, Comparisons]:
     """TRL's trainer, ready to train, and the tokens it made of the texts."""
+    from datasets import Dataset
     from transformers import LlamaForCausalLM
     from trl import DPOConfig, DPOTrainer
-
-    from datasets import Dataset
 
     bare = None
     if reference == "base":
@@ -172,10 +171,9 @@ def test_ten_steps_stay_together(folders, tmp_path, name, layout):
 def _their_kto(
     folders: Folders, out: Path, *, rows: int, steps: int, batch: int, reference: str, **more: Any
 ) -> tuple[Any, Comparisons]:
+    from datasets import Dataset
     from transformers import LlamaForCausalLM
     from trl import KTOConfig, KTOTrainer
-
-    from datasets import Dataset
 
     answers = [
         {"prompt": row["prompt"], "completion": row["chosen"], "label": index % 3 != 1}
@@ -228,9 +226,8 @@ def _their_older(
     folders: Folders, out: Path, kinds: Callable[[], tuple[type, type]], rows: Sequence[dict[str, str]], **more: Any
 ) -> tuple[Any, Comparisons]:
     """TRL's experimental ORPO and CPO trainers, which share their data's form."""
-    from transformers import LlamaForCausalLM
-
     from datasets import Dataset
+    from transformers import LlamaForCausalLM
 
     config, trainer_type = kinds()
     steps = more.pop("steps", 1)

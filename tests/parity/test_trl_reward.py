@@ -99,10 +99,9 @@ def _theirs(
     centring: float | None = None,
     accumulate: int = 1,
 ) -> Followed:
+    from datasets import Dataset
     from transformers import LlamaForSequenceClassification
     from trl import RewardConfig, RewardTrainer
-
-    from datasets import Dataset
 
     rows = [
         {

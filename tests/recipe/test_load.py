@@ -146,12 +146,13 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: sft", "kind: ppo", "6: stages.sft.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo (did you mean 'dpo'?)"),
-        ("kind: sft", "kind: stf", "6: stages.sft.kind: unknown kind 'stf'; this version knows: sft, reward, dpo (did you "
-         "mean 'sft'?)"),
+        ("kind: sft", "kind: ppo", "6: stages.sft.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo "
+         "(did you mean 'dpo'?)"),
+        ("kind: sft", "kind: stf", "6: stages.sft.kind: unknown kind 'stf'; this version knows: sft, reward, dpo "
+         "(did you mean 'sft'?)"),
         ("kind: sft", "kind: 3", "6: stages.sft.kind: unknown kind 3; this version knows: sft, reward, dpo"),
-        ("kind: sft", "knd: sft", "5: stages.sft.kind: missing key: stage sft, which begins here, needs it (sft, reward, dpo) "
-         "(is 'knd' meant to be 'kind'?)"),
+        ("kind: sft", "knd: sft", "5: stages.sft.kind: missing key: stage sft, which begins here, needs it "
+         "(sft, reward, dpo) (is 'knd' meant to be 'kind'?)"),
         ("- path: rows.jsonl", "- rows.jsonl", "8: stages.sft.data[0]: expected a section; found text 'rows.jsonl' "
          "(write {path: rows.jsonl})"),
         ("\n      - path: rows.jsonl", " rows.jsonl", "7: stages.sft.data: expected a list of at least one "
@@ -227,7 +228,8 @@ SFT = "kind: sft, data: [{path: rows.jsonl}]"
         ("  one: {kind: sft, data: [{path: rows.jsonl}, {stage: best}]}\n",
          "4: stages.one.data[1].stage: 'best' is no stage above (none is above)"),
         (f"  one: {{kind: reward, data: [{{path: rows.jsonl}}]}}\n  two: {{{SFT}, start_from: one}}\n",
-         "5: stages.two.start_from: stage one is a reward model, whose adapter scores (start from an sft or dpo stage)"),
+         "5: stages.two.start_from: stage one is a reward model, whose adapter scores "
+         "(start from an sft or dpo stage)"),
         (f"  one: {{{SFT}}}\n  two: {{kind: sft, data: [{{stage: one}}]}}\n",
          "5: stages.two.data[0].stage: stage one (sft) writes an adapter, not rows (start_from takes an adapter)"),
         (f"  one: {{{SFT}, held_out: {{data: [{{stage: two}}]}}}}\n  two: {{{SFT}}}\n",
