@@ -27,6 +27,7 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "dpo": ("finetune.cli.dpo:dpo", "Run the recipe's direct preference stages."),
     "run": ("finetune.cli.run:run", "Run everything in the recipe that is not done yet."),
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
+    "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
 }
 
 
