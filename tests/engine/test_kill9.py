@@ -154,3 +154,74 @@ def test_killed_at_every_durable_call_of_the_ending(nursery, recipe, tmp_path):
     fresh = ["sft", recipe, "--runs", tmp_path / "whole", "--set", "stages.sft.train.max_steps=2"]
     assert nursery.run(fresh) == 0
     assert again == result(tmp_path / "whole")
+
+
+CHAIN_STEPS = 8
+
+
+@pytest.fixture
+def chain(recipe, tmp_path):
+    """A recipe sft → reward and sft → dpo, whose reference is computed once ahead."""
+    pairs = [
+        {"prompt": f"What is {i}?", "chosen": f"It is {i}." * (i % 3 + 1), "rejected": f"No {i % 7}."}
+        for i in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    train = f"{{max_steps: {CHAIN_STEPS}, batch_size: 4, micro_batch_size: 2, checkpoint_every: 2, eval_every: 4}}"
+    head, _, _ = recipe.read_text().partition("stages:")
+    recipe.write_text(
+        f"""{head}stages:
+  sft: {{kind: sft, data: [{{path: rows.jsonl}}], train: {train}}}
+  reward: {{kind: reward, start_from: sft, data: [{{path: pairs.jsonl}}], train: {train}}}
+  dpo: {{kind: dpo, start_from: sft, reference: ahead, data: [{{path: pairs.jsonl}}], train: {train}}}
+"""
+    )
+    return recipe
+
+
+def finished(runs: Path) -> dict[str, tuple[str, int]]:
+    """Of every finished stage: (hash of its weights, when its manifest was written)."""
+    found = {}
+    for folder in (runs / "killed").glob("*-*"):
+        if (folder / "manifest.json").is_file() and not folder.name.endswith(".part"):
+            weights = sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+            found[folder.name.partition("-")[0]] = (weights, (folder / "manifest.json").stat().st_mtime_ns)
+    return found
+
+
+@pytest.mark.slow
+def test_a_chain_killed_at_least_twenty_times_ends_in_the_same_bits(nursery, chain, tmp_path):
+    """Kills inside saves and from outside, in every stage; a stage that is finished is never run again."""
+    assert nursery.run(["run", chain, "--runs", tmp_path / "whole"]) == 0, nursery.log.read_text()[-3000:]
+    expected = {name: weights for name, (weights, _) in finished(tmp_path / "whole").items()}
+    assert set(expected) == {"sft", "reward", "dpo"}
+
+    chance = random.Random(23)
+    runs = tmp_path / "runs"
+    argv = ["run", chain, "--runs", runs]
+    kills, attempts, rounds = 0, 0, 0
+    hit: dict[int, int] = {}  # kills by how many stages were finished then
+    before: dict[str, tuple[str, int]] = {}
+    while kills < 20 or rounds == 0:
+        attempts += 1
+        assert attempts < 80, "the kills do not hit, or nothing gets done"
+        if attempts % 3:
+            status = nursery.run(argv, kill_at=chance.randint(5, 45))
+        else:
+            status = nursery.run(argv, kill_after=chance.uniform(0.3, 2.0))
+        assert status in (0, -signal.SIGKILL), nursery.log.read_text()[-3000:]
+        after = finished(runs)
+        assert before.items() <= after.items(), "a finished stage was run again"
+        assert all(expected[name] == weights for name, (weights, _) in after.items())
+        before = after
+        if status == -signal.SIGKILL:
+            kills += 1
+            hit[len(after)] = hit.get(len(after), 0) + 1
+        else:
+            rounds += 1
+            assert set(after) == set(expected)
+            runs.rename(tmp_path / f"finished-{rounds}")
+            before = {}
+    assert {0, 1, 2} <= set(hit), f"every stage was hit: {hit}"
+    assert nursery.run(argv) == 0, nursery.log.read_text()[-3000:]
+    assert {name: weights for name, (weights, _) in finished(runs).items()} == expected

@@ -1,4 +1,4 @@
-"""Reward adapters: the head survives, plain peft gives the same scores, and what is damaged or no reward model is refused."""
+"""Reward adapters: the head survives, plain peft gives the same scores, the damaged and the foreign are refused."""
 
 import json
 import shutil
@@ -156,7 +156,7 @@ def test_what_is_no_reward_model_is_refused(base_folder, tmp_path):
         open_reward(loaded(base_folder), fewer)
     with pytest.raises(InputError, match="is not in the file"):
         attach(reward.adapted, fewer, "other")
-    more = broken("more", lambda tensors: tensors.update({lora.replace("layers.0", "layers.9"): tensors[lora]}))
+    more = broken("more", lambda tensors: tensors.update({lora.replace("layers.0", "layers.9"): torch.ones(4, 8)}))
     with pytest.raises(InputError, match="has no place in it"):
         open_reward(loaded(base_folder), more)
     narrow = broken("narrow", lambda tensors: tensors.update({HEAD_KEY: torch.ones(1, 16)}))

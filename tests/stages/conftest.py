@@ -165,3 +165,29 @@ def dpo_stage(**changes: Any) -> dict[str, Any]:
 
 def sft_stage(**changes: Any) -> dict[str, Any]:
     return {"kind": "sft", "data": [{"path": "questions.jsonl"}], "train": train(max_steps=2), **changes}
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """`with interrupted(3): walk(…)`: SIGTERM reaches the process when step 3 is logged, and the run ends for it."""
+    import os
+    import signal
+    from contextlib import contextmanager
+
+    from finetune.engine.tracking import MetricsFile
+    from finetune.errors import InterruptedRunError
+
+    @contextmanager
+    def at(step: int) -> Any:
+        write = MetricsFile.write
+
+        def stopped(self: MetricsFile, metrics: Mapping[str, Any]) -> None:
+            write(self, metrics)
+            if metrics["step"] == step and "learning_rate" in metrics:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match=f"after step {step}"):
+            patch.setattr(MetricsFile, "write", stopped)
+            yield
+
+    return at
