@@ -144,7 +144,7 @@ def _nothing_left_of_nothing(part: Path, work: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not any(path.suffix != ".part" for path in (work / "checkpoints").glob("step-*")):
+        if not any(path.suffix != ".part" for path in (work / "checkpoints").glob("*-*")):
             shutil.rmtree(part)
         raise
 

@@ -207,6 +207,20 @@ class TrainSettings(Settings):
         return self
 
 
+Engine = Literal["finetune", "trl"]
+
+
+def _refuse_for_trl(train: TrainSettings) -> None:
+    """What no trainer of TRL's can do. A key that its engine does not read is an error: it would do nothing."""
+    if train.early_stop is not None:
+        raise ValueError("train.early_stop belongs to engine finetune; with engine trl set max_steps or epochs")
+    if train.batch_size % train.micro_batch_size:
+        raise ValueError(
+            f"with engine trl train.batch_size {train.batch_size} has to be a multiple of micro_batch_size "
+            f"{train.micro_batch_size}: TRL adds up whole micro-batches"
+        )
+
+
 class SftStage(Settings):
     """Supervised fine-tuning on conversations, prompts with completions, or plain text."""
 
@@ -228,11 +242,19 @@ class SftStage(Settings):
     """Train although under 1 % or all of the tokens of a chat format would be trained."""
     train: TrainSettings = TrainSettings()
     """How long, how fast and in which portions to train."""
+    engine: Engine = "finetune"
+    """What trains: finetune's own loop, or trl: TRL's trainer as it is (pip install 'finetune[trl]'; docs/trl.md)."""
 
     @model_validator(mode="after")
     def _early_stop_measures(self) -> SftStage:
         if self.train.early_stop is not None and self.held_out.fraction == 0 and not self.held_out.data:
             raise ValueError("train.early_stop needs held-out rows to measure on; held_out.fraction is 0")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> SftStage:
+        if self.engine == "trl":
+            _refuse_for_trl(self.train)
         return self
 
 
@@ -252,6 +274,22 @@ class PreferenceStage(Settings):
     ranked: Literal["all", "top"] = "all"
     """Rankings of three and more answers: every pair in them, or the best against each of the others."""
     train: TrainSettings = TrainSettings()
+    """How long, how fast and in which portions to train."""
+    engine: Engine = "finetune"
+    """What trains: finetune's own loop, or trl: TRL's trainer as it is (pip install 'finetune[trl]'; docs/trl.md)."""
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> PreferenceStage:
+        if self.engine == "trl":
+            _refuse_for_trl(self.train)
+            if self.train.layout == "ragged" and "layout" in self.train.model_fields_set:
+                raise ValueError(
+                    "train.layout ragged belongs to engine finetune here: TRL's reward and DPO trainers need each "
+                    "answer as a row of its own. (On an sft stage engine trl can run on it.)"
+                )
+            if "ranked" in self.model_fields_set:
+                raise ValueError("ranked belongs to engine finetune: TRL learns from pairs only")
+        return self
 
 
 class RewardStage(PreferenceStage):
@@ -308,12 +346,42 @@ class DpoStage(PreferenceStage):
         for key, losses in owners.items():
             if key in self.model_fields_set and self.loss not in losses:
                 raise ValueError(f"{key} belongs to loss {', '.join(losses)}; loss {self.loss} does not read it")
+        if self.engine == "trl":
+            self._trl_can()
         if self.loss == "kto" and self.train.micro_batch_size < 2:
             raise ValueError("loss kto estimates its baseline within a micro-batch: train.micro_batch_size 2 or more")
         return self
 
+    def _trl_can(self) -> None:
+        if self.loss not in ("sigmoid", "hinge", "ipo", "robust", "sigmoid_norm"):
+            raise ValueError(
+                f"loss {self.loss} belongs to engine finetune: TRL's DPOTrainer does not have it, and the other "
+                "trainers of TRL are not connected here"
+            )
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(
+                f"label_smoothing with loss {self.loss} belongs to engine finetune: TRL reads it for robust"
+            )
+        if self.mask_format_tokens:
+            raise ValueError("mask_format_tokens belongs to engine finetune: TRL scores all tokens of an answer")
+        if "reference" in self.model_fields_set and self.reference != "batch":
+            raise ValueError(
+                f"reference {self.reference} belongs to engine finetune: engine trl computes it with every batch"
+            )
+
 
 Stage = Annotated[SftStage | RewardStage | DpoStage, Field(discriminator="kind")]
+
+
+def trl_adapter_problem(kind: str, dropout: float, init: str, modules_to_save: bool) -> str | None:
+    """Why TRL's trainer of this kind cannot train such an adapter; None = it can."""
+    if kind == "dpo" and dropout > 0:
+        return "dropout is not 0: TRL's DPO trains without dropout; use dropout 0, or engine finetune"
+    if kind != "sft" and init in ("pissa", "olora"):
+        return f"init {init} changes the base, which TRL's {kind} trainer would do twice; use init default"
+    if kind == "reward" and modules_to_save:
+        return "modules_to_save is for engine finetune: with TRL's reward trainer only LoRA weights and the head train"
+    return None
 
 
 class Recipe(Settings):
@@ -344,6 +412,18 @@ class Recipe(Settings):
                     f"adapter.init {init} cannot be combined with {key}: peft cannot write such an adapter for the "
                     "untouched base; use init default"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trl_adapters(self) -> Recipe:
+        """What TRL's trainers cannot do with the adapter of a stage that starts a fresh one."""
+        for name, stage in self.stages.items():
+            if stage.engine == "trl" and stage.start_from is None:
+                reason = trl_adapter_problem(
+                    stage.kind, self.adapter.dropout, self.adapter.init, bool(self.adapter.modules_to_save)
+                )
+                if reason:
+                    raise ValueError(f"stages.{name} has engine trl, but adapter.{reason}")
         return self
 
     @model_validator(mode="after")

@@ -14,11 +14,12 @@ While policy = reference every log-ratio is 0, so the first loss is known (ln 2 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from finetune.data.prepare_preference import prepare_comparisons
+from finetune.data.prepare_preference import PreparedComparisons, prepare_comparisons
 from finetune.engine import loop, session
 from finetune.engine.comparison_work import comparison_work, proof_rows
 from finetune.engine.comparisons import ComparisonBatch
@@ -64,11 +65,35 @@ def run(stage: DpoStage, job: Job) -> Outcome:
     session.check_words(job, int(data.comparisons.rows.ids.max(initial=0)), data.report.lengths.longest)
     session.check_early_stop(train, data.held_out is not None)
     opened = session.open_session(job, train, stage.start_from)
+    if stage.engine == "trl":
+        from finetune.stages.trl_engine import train_dpo  # only now: TRL and transformers' Trainer take seconds
+
+        trained, resolved = train_dpo(stage, job, opened, words, data, RATE_FACTOR)
+    else:
+        trained, resolved = _train(stage, job, opened, data)
+    warnings = _warn_of_fall(trained, job)
+    session.save(job, opened, words)
+    proof = session.prove(job, opened, *proof_rows(data))
+    return Outcome(
+        metrics=trained.metrics(),
+        data=data.report.to_json(),
+        family=session.describe_family(words),
+        resolved=resolved,
+        proof=proof,
+        extra={"warnings": warnings},
+    )
+
+
+def _train(
+    stage: DpoStage, job: Job, opened: session.Session, data: PreparedComparisons
+) -> tuple[loop.Trained, dict[str, Any]]:
+    """Reference and policy on the session's base, in the engine's loop."""
+    train = stage.train
     add_reference(opened.model, opened.start)
     decoder, head, hidden = opened.base.model, opened.base.lm_head, hidden_function(train.layout)
     in_batch = with_every_batch(opened.model, decoder, head, hidden)
     knobs = Knobs(beta=stage.beta, label_smoothing=stage.label_smoothing, simpo_margin=stage.simpo_margin)
-    make_work = partial(comparison_work, data, stage, judged=judged)
+    make_work = partial(comparison_work, data, stage, judged=stage.loss == "kto")
     objective = partial(
         dpo_objective, stage=stage, knobs=knobs, decoder=decoder, head=head, hidden=hidden, mismatched=in_batch
     )
@@ -94,18 +119,7 @@ def run(stage: DpoStage, job: Job) -> Outcome:
                 if part is not None
             ]
             work = make_work(partial(objective, reference=references[0], held_out_reference=references[-1]))
-    trained, resolved = session.run_loop(job, opened, opened.model, work, train, rate_factor=RATE_FACTOR)
-    warnings = _warn_of_fall(trained, job)
-    session.save(job, opened, words)
-    proof = session.prove(job, opened, *proof_rows(data))
-    return Outcome(
-        metrics=trained.metrics(),
-        data=data.report.to_json(),
-        family=session.describe_family(words),
-        resolved=resolved,
-        proof=proof,
-        extra={"warnings": warnings},
-    )
+    return session.run_loop(job, opened, opened.model, work, train, rate_factor=RATE_FACTOR)
 
 
 def dpo_objective(
@@ -132,7 +146,9 @@ def dpo_objective(
         ref_B = batch.row_sums(ref_N, keep_N)
         log_ratio_N = (ref_N - logps_N).detach()
         kl_N = log_ratio_N.exp() - 1 - log_ratio_N
-        metrics["kl"] = (batch.row_sums(kl_N) / torch.tensor(batch.counts, device=kl_N.device)).mean() * batch.units
+        metrics["kl"] = (
+            batch.row_sums(kl_N) / torch.tensor(batch.counts, device=kl_N.device) * batch.answer_share_B
+        ).sum()
     if stage.loss == "kto":
         assert ref_B is not None
         return _kto(stage, batch, model, logps_B, ref_B, metrics, decoder, head, hidden, mismatched)
@@ -217,7 +233,7 @@ def check_start(
     if difference != 0.0:
         raise ProofError(
             f"before training, policy and reference differ by {difference:.3g} nats in a token's log-probability, "
-            "where 0 is right: the first loss would not be what theory says. Was the adapter changed while it was loaded?"
+            "where 0 is right: the first loss would not be what theory says. Was the adapter changed as it was loaded?"
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -56,15 +57,21 @@ def run(stage: RewardStage, job: Job) -> Outcome:
     check_margins(stage.margin, data)
     opened = session.open_session(job, stage.train, stage.start_from)
     head = new_head(job.base.hidden_size, job.seed, opened.device)
-    model = RewardModel(opened.model, head)
-    hidden = hidden_function(stage.train.layout)
+    hidden, margins = hidden_function(stage.train.layout), partial(pair_margins, stage.margin)
     work = comparison_work(
         data,
         stage,
         partial(reward_objective, decoder=opened.base.model, hidden=hidden, centring=stage.centring),
-        margins=partial(pair_margins, stage.margin),
+        margins=margins,
     )
-    trained, resolved = session.run_loop(job, opened, model, work, stage.train, rate_factor=RATE_FACTOR)
+    if stage.engine == "trl":
+        from finetune.stages.trl_engine import train_reward  # only now: TRL and transformers' Trainer take seconds
+
+        opened, trained, resolved = train_reward(stage, job, opened, words, data, head, margins, RATE_FACTOR)
+        model = RewardModel(opened.model, head)
+    else:
+        model = RewardModel(opened.model, head)
+        trained, resolved = session.run_loop(job, opened, model, work, stage.train, rate_factor=RATE_FACTOR)
     session.save(job, opened, words)
     add_head(job.out, head)
     ids_T, lengths = proof_rows(data)
@@ -159,7 +166,12 @@ def score_pairs(
     scores = np.zeros(len(data.rows))
     for batch in batches:
         scores[list(batch.answers.rows)] = batch_scores(model, batch.to(device), decoder, hidden).cpu().numpy()
-    pairs = data.pairs(stage.ranked)
+    return pairs_of(data, scores, stage.ranked)
+
+
+def pairs_of(data: Comparisons, scores: NDArray[np.float64], ranked: Literal["all", "top"]) -> ScoredPairs:
+    """The pairs of rankings for the report. scores: [N] of the answers, as `data.rows` has them."""
+    pairs = data.pairs(ranked)
     groups, better, worse = pairs[:, 0], pairs[:, 1], pairs[:, 2]
     answers = data.rows.lengths - data.prompt_lengths
     ratings = [RATINGS[rating] if rating >= 0 else None for rating in data.ratings[groups]]

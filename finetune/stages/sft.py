@@ -43,10 +43,15 @@ def run(stage: SftStage, job: Job) -> Outcome:
     )
     session.check_words(job, int(data.rows.ids.max(initial=0)), data.report.lengths.longest)
     session.check_early_stop(train, data.held_out is not None)
-    steps = total_steps(len(data.epoch_order(0)), train.batch_size, train.epochs, train.max_steps)
     opened = session.open_session(job, train, stage.start_from)
-    work = sft_work(data, train, opened.base.model, opened.base.lm_head, steps)
-    trained, resolved = session.run_loop(job, opened, opened.model, work, train)
+    if stage.engine == "trl":
+        from finetune.stages.trl_engine import train_sft  # only now: TRL and transformers' Trainer take seconds
+
+        trained, resolved = train_sft(stage, job, opened, words, data)
+    else:
+        steps = total_steps(len(data.epoch_order(0)), train.batch_size, train.epochs, train.max_steps)
+        work = sft_work(data, train, opened.base.model, opened.base.lm_head, steps)
+        trained, resolved = session.run_loop(job, opened, opened.model, work, train)
     session.save(job, opened, words)
     proof = session.prove(job, opened, *_proof_rows(data))
     return Outcome(

@@ -292,8 +292,8 @@ def _run(
             job, opened, training.model, plan.steps, train, trained_by_trl, rate_factor=training.rate_factor
         )
     finally:
-        # accelerate keeps one precision for the process, and the Trainer has set its own: later stages choose again. There
-        # is no public way; transformers' TrainingArguments makes the same call before every training.
+        # accelerate keeps one precision for the process, and the Trainer has set its own; later stages choose again.
+        # There is no public way; transformers' TrainingArguments makes the same call before every training.
         AcceleratorState._reset_state(reset_partial_state=True)
     for parameter in adapter.trainable(training.model).values():  # TRL trains the LoRA weights of 4-bit bases in bf16
         parameter.data = parameter.data.float()

@@ -148,13 +148,13 @@ def test_bf16_leaves_later_stages_as_they_were(walk: Walk) -> None:
 REFUSED = {
     "train.early_stop": sft_stage(train=train(early_stop=2), held_out={"fraction": 0.2}),
     "multiple of micro_batch_size 3": sft_stage(train=train(micro_batch_size=3)),
-    "train.layout ragged": reward_stage(train=train(layout="ragged")),
+    "train.layout: ragged": reward_stage(train=train(layout="ragged")),
     "ranked": reward_stage(ranked="top"),
-    "loss kto": dpo_stage(loss="kto"),
-    "loss orpo": dpo_stage(loss="orpo"),
-    "label_smoothing with loss sigmoid": dpo_stage(label_smoothing=0.1),
+    "loss: kto": dpo_stage(loss="kto"),
+    "loss: orpo": dpo_stage(loss="orpo"),
+    "label_smoothing: with loss sigmoid": dpo_stage(label_smoothing=0.1),
     "mask_format_tokens": dpo_stage(mask_format_tokens=True),
-    "reference ahead": dpo_stage(reference="ahead"),
+    "reference: ahead": dpo_stage(reference="ahead"),
 }
 
 
