@@ -42,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     folder: Path = options.folder
     real = options.shared is not None
-    _write_tokenizer(folder / "base", options.shared)
-    _write_base(folder / "base", SMALL if options.small else SHAPE)
+    write_tokenizer(folder / "base", options.shared)
+    write_base(folder / "base", SMALL if options.small else SHAPE)
     rows = (
         json.loads((options.shared / "data" / "alpaca_en.json").read_text("utf-8")) if real else _made_up(options.rows)
     )
@@ -81,7 +81,7 @@ def _prepare(folder: Path) -> PreparedSft:
     )
 
 
-def _write_base(folder: Path, shape: dict[str, Any]) -> None:
+def write_base(folder: Path, shape: dict[str, Any]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,7 +90,7 @@ def _write_base(folder: Path, shape: dict[str, Any]) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def _write_tokenizer(folder: Path, shared: Path | None) -> None:
+def write_tokenizer(folder: Path, shared: Path | None) -> None:
     """Llama 2's own 32,000 words where they are at hand; else that many made-up words, one token each."""
     folder.mkdir(parents=True)
     if shared is not None:

@@ -68,7 +68,7 @@ def _plain(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> Non
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        _write(options.steps_file, step + 1, loss.item())
+        write_step(options.steps_file, step + 1, loss.item())
     model.save_pretrained(options.steps_file.with_name("adapter"))
 
 
@@ -79,7 +79,7 @@ def _trl(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> None:
     class Lines(TrainerCallback):  # type: ignore[misc]  # transformers is untyped here
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
             if "loss" in logs:
-                _write(options.steps_file, state.global_step, logs["loss"])
+                write_step(options.steps_file, state.global_step, logs["loss"])
 
     out = options.steps_file.with_name("trl")
     padding_free = options.kind == "trl-padding-free"
@@ -114,7 +114,7 @@ def _trl(options: argparse.Namespace, rows: list[dict[str, list[int]]]) -> None:
     trainer.save_model(str(out))
 
 
-def _write(path: Path, step: int, loss: float) -> None:
+def write_step(path: Path, step: int, loss: float) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "loss": loss}) + "\n")
 

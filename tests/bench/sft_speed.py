@@ -4,29 +4,25 @@ Same base, LoRA start, rows, masks, order, updates of 8 rows, AdamW, constant ra
 one thread each, in turns (A B C A B C …), so that a change of the machine's load meets everybody. Ours is the command
 as a user runs it, tokenising included; the others are given tokens. Nobody saves or evaluates between steps.
 
-A tool appends one line per optimiser step to a file, and this process, which imports no torch, watches the file: the
-clock, CPU seconds (from /proc) and peak memory (of the process, by the kernel) are taken in one way for all. Step 1 is
-left out of every speed. tokens = all but padding; trained = those that a loss is computed on.
+Clock, CPU seconds and peak memory are taken as watch.py says. Step 1 is left out of every speed. tokens = all but
+padding; trained = those that a loss is computed on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-BENCH = Path(__file__).resolve().parent
+from watch import BENCH, environment, machine, shared, watch
+
 BATCH = 8
 TOOLS = ("ours", "plain", "trl")
 VARIANTS = ("ours", "ours-padded", "ours-micro2", "ours-bf16", "ours-bf16-weights", "ours-nf4")
@@ -80,13 +76,13 @@ def main() -> int:
     runs: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as name:
         folder = Path(name)
-        environment = _environment(options.threads)
+        variables = environment(options.threads)
         compute = "bf16" if options.dtype == "bf16" else "auto"
         (folder / "recipe.yaml").write_text(RECIPE.format(steps=options.rows // BATCH, compute=compute), "utf-8")
-        shared = _shared()
+        texts = shared("data/alpaca_en.json")
         make = [sys.executable, BENCH / "assets.py", folder, "--rows", str(options.rows)]
-        make += ["--shared", shared] if shared else []
-        subprocess.run(make + (["--small"] if options.small else []), env=environment, check=True)
+        make += ["--shared", texts] if texts else []
+        subprocess.run(make + (["--small"] if options.small else []), env=variables, check=True)
         rows = [json.loads(line) for line in (folder / "tokens.jsonl").read_text("utf-8").splitlines()]
         if len(rows) != options.rows:
             raise SystemExit(f"{options.rows} rows were asked for, but there are only {len(rows)}")
@@ -94,9 +90,9 @@ def main() -> int:
             for tool in tools:
                 work = folder / f"{tool}-{turn}"
                 work.mkdir()
-                runs.append(_measure(tool, folder, work, options, environment, rows))
+                runs.append(_measure(tool, folder, work, options, variables, rows))
                 print(f"round {turn + 1} {_line(runs[-1])}", flush=True)
-    result = _result(runs, tools, rows, options, real=shared is not None)
+    result = _result(runs, tools, rows, options, real=texts is not None)
     print(_report(result, runs, tools))
     if options.json is not None:
         options.json.write_text(json.dumps(result | {"runs": [asdict(run) for run in runs]}, indent=1) + "\n", "utf-8")
@@ -119,17 +115,6 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _shared() -> Path | None:
-    folder = Path(os.environ.get("FINETUNE_SHARED", BENCH.parent.parent.parent / "shared"))
-    return folder if (folder / "data" / "alpaca_en.json").is_file() else None
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """Threads for every library that has its own; no network for anybody."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads)), "HF_HUB_OFFLINE": "1"}
-
-
 def _command(tool: str, folder: Path, work: Path, options: argparse.Namespace) -> tuple[list[Any], Callable[[], Any]]:
     """What to run, and a function that gives the file of step lines as soon as there is one."""
     if tool.startswith("ours"):
@@ -148,56 +133,28 @@ def _measure(
     folder: Path,
     work: Path,
     options: argparse.Namespace,
-    environment: dict[str, str],
+    variables: dict[str, str],
     rows: Sequence[dict[str, list[int]]],
 ) -> Measured:
     command, find_lines = _command(tool, folder, work, options)
-    load = os.getloadavg()[0]
-    log = (work / "log.txt").open("w")
-    seen: list[tuple[float, float]] = []  # (clock, CPU seconds so far) when each line came
-    text = ""
-    began = time.monotonic()
-    process = subprocess.Popen([str(part) for part in command], env=environment, stdout=log, stderr=log)
-    file = None
-    while True:
-        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if file is None and (found := find_lines()) is not None:
-            file = found.open(encoding="utf-8")
-        if file is not None:
-            text += file.read()
-            while len(seen) < text.count("\n"):
-                seen.append((time.monotonic(), _cpu_seconds(process.pid) if not ended else seen[-1][1]))
-        if ended:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            break
-        time.sleep(0.01)
-    whole = time.monotonic() - began
-    log.close()
-    losses = [line["loss"] for line in map(json.loads, text.splitlines()) if "loss" in line]
-    steps = options.rows // BATCH
-    if process.returncode != 0 or len(losses) != steps or len(seen) != steps:
-        raise SystemExit(f"{tool} failed ({process.returncode}):\n{(work / 'log.txt').read_text('utf-8')[-4000:]}")
+    seen = watch(command, find_lines, work / "log.txt", variables)
+    if len(seen.losses) != options.rows // BATCH:
+        raise SystemExit(f"{tool} took {len(seen.losses)} steps, not {options.rows // BATCH}")
     measured = rows[BATCH:]
     trained = sum(sum(row["trained"][1:]) for row in measured)
-    seconds = seen[-1][0] - seen[0][0]
+    seconds = seen.clock[-1] - seen.clock[0]
     return Measured(
         tool=tool,
         trained_per_second=trained / seconds,
         tokens_per_second=sum(len(row["ids"]) for row in measured) / seconds,
-        trained_per_cpu_second=trained / (seen[-1][1] - seen[0][1]),
-        first_step_seconds=seen[0][0] - began,
-        first_step_cpu_seconds=seen[0][1],
-        whole_seconds=whole,
-        peak_mib=usage.ru_maxrss / 1024,
-        losses=losses,
-        load=load,
+        trained_per_cpu_second=trained / (seen.cpu[-1] - seen.cpu[0]),
+        first_step_seconds=seen.clock[0],
+        first_step_cpu_seconds=seen.cpu[0],
+        whole_seconds=seen.whole_seconds,
+        peak_mib=seen.peak_mib,
+        losses=seen.losses,
+        load=seen.load,
     )
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time of a process with all its threads, so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _result(
@@ -246,18 +203,10 @@ def _result(
         },
         "settings": {"rounds": options.rounds, "threads": options.threads, "dtype": options.dtype},
         "machine": {
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
+            **machine(),
             "load": [round(run.load, 1) for run in runs],
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft", "trl")},
         },
     }
-
-
-def _cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _line(run: Measured) -> str:
