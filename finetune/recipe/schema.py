@@ -332,6 +332,14 @@ class DpoStage(PreferenceStage):
     """When the reference's log-probabilities are computed: once ahead and cached, or with every batch. auto = what
     is cheaper: ahead where rows are seen more than once."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_from_list(cls, values: Any) -> Any:
+        """YAML has lists, not tuples; strict mode would refuse them."""
+        if isinstance(values, dict) and isinstance(values.get("kto_weights"), list):
+            return {**values, "kto_weights": tuple(values["kto_weights"])}
+        return values
+
     @model_validator(mode="after")
     def _settings_of_the_loss(self) -> DpoStage:
         """A key that the loss does not read is an error: it would do nothing."""

@@ -101,12 +101,11 @@ def test_adapters_of_every_kind(walk, changes):
 
 
 def test_layouts_give_the_same(walk):
-    one, other = (
-        walk({"reward": reward_stage(train=train(max_steps=3, layout=layout))}) for layout in ("ragged", "padded")
-    )
-    assert [line.get("loss") for line in one.metrics("reward")] == pytest.approx(
-        [line.get("loss") for line in other.metrics("reward")], rel=1e-4
-    )
+    found = []
+    for layout in ("ragged", "padded"):
+        done = walk({"reward": reward_stage(train=train(max_steps=3, layout=layout))})
+        found.append([line["loss"] for line in done.metrics("reward") if "loss" in line])
+    assert len(found[0]) == 3 and found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_resumed_to_the_same_bits(walk, interrupted):
@@ -125,7 +124,7 @@ def test_resumed_to_the_same_bits(walk, interrupted):
 
 
 def test_a_reward_model_is_no_adapter_to_write_with(walk):
-    with pytest.raises(InputError, match="is a reward model, which scores answers"):
+    with pytest.raises(InputError, match="is a reward model"):
         walk({"reward": reward_stage(train=train(max_steps=1)), "again": sft_stage(start_from="reward")})
 
 
