@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune.errors import InputError
 from finetune.recipe.schema import WandbSettings
@@ -57,7 +57,8 @@ class Wandb:
         folder.mkdir(parents=True, exist_ok=True)
         # A user who said "send nothing" in the environment is obeyed, whatever the recipe says.
         told = os.environ.get("WANDB_MODE")
-        mode = told if told in ("offline", "disabled") else settings.mode
+        sends_less: dict[str | None, Literal["offline", "disabled"]] = {"offline": "offline", "disabled": "disabled"}
+        mode = sends_less.get(told, settings.mode)
         try:
             self._run = wandb.init(
                 project=settings.project,
