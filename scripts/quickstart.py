@@ -89,12 +89,12 @@ def read_rows(path: Path) -> list[list[dict[str, str]]]:
         return [json.loads(line)["messages"] for line in lines]
 
 
-def prompt_ids(messages: Sequence[dict[str, str]], family: Any, tokenizer: Any) -> list[int]:
+def prompt_ids(messages: Sequence[dict[str, Any]], family: Any, tokenizer: Any) -> list[int]:
     """The ids of a conversation up to where its last answer begins, by the same encoder as in training."""
     from finetune.data.encode import encode_prompt
     from finetune.shapes import Dialog, Message
 
-    turns = tuple(Message(turn["role"], turn["content"]) for turn in messages[:-1])  # type: ignore[arg-type]
+    turns = tuple(Message(turn["role"], turn["content"]) for turn in messages[:-1])
     return encode_prompt(Dialog(turns), family, tokenizer)
 
 
