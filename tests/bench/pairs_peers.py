@@ -42,7 +42,7 @@ def _dpo(options: argparse.Namespace, pairs: list[dict[str, list[int]]]) -> Any:
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
     tokenizer = _tokenizer(options.folder)
-    collator = DataCollatorForPreference(pad_token_id=tokenizer.eos_token_id)
+    collator = DataCollatorForPreference(pad_token_id=tokenizer.pad_token_id)
 
     def of_tokens(examples: list[dict[str, Any]]) -> Any:
         return collator([json.loads(example["tokens"]) for example in examples])
@@ -102,7 +102,9 @@ def _model(folder: Path, kind: str) -> Any:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder / "base")
+    # A pad token of its own: by default it would be the end token, and a classifier scores the last token that is not
+    # padding, so TRL's reward model would read its score one token early.
+    return AutoTokenizer.from_pretrained(folder / "base", pad_token="<unk>")
 
 
 def _lines(steps_file: Path) -> Any:
