@@ -1,4 +1,4 @@
-"""Telemetry and chatter of the libraries underneath, off unless the user has chosen otherwise."""
+"""Environment of the libraries underneath: telemetry, chatter and spinning off, unless the user has chosen otherwise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ _QUIET = {
     "TRL_EXPERIMENTAL_SILENCE": "1",  # a warning on every import of trl.experimental
     "WANDB_ERROR_REPORTING": "false",  # wandb sends its own crashes to Sentry
     "WANDB_SILENT": "true",  # wandb's banner breaks the progress display
+    # OpenMP threads that wait for each other sleep instead of spinning. On two cores that other work was using too,
+    # training with two threads went from about 540 to 3,500 tokens/s by this alone.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
