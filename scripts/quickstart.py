@@ -1,38 +1,55 @@
-"""The main job on the carried model: train `recipes/quickstart.yaml`, then ask the held-out questions before and after.
+"""The main job on the carried model: `recipes/quickstart.yaml` (SFT, a reward model, DPO), then what came of it.
 
-    make quickstart        (or: python scripts/quickstart.py)
+    make quickstart        (or: python scripts/quickstart.py [--set seed=18] [--runs DIR])
 
-Training is `finetune sft`; the adapter is then loaded with plain peft from the folder that `finetune show` names. An
-answer counts when it is the expected one from its first character to its last and the model stopped there by itself.
+Training is `finetune run`; the adapters are then loaded with plain peft from the folders that `finetune show` names.
+
+Questions are answered greedily. An answer counts when it is the expected one from its first character to its last and
+the model stopped there by itself. Descriptions are sampled at temperature 1, of people and towns that no row to train
+on describes, and judged by the rule that made the comparisons: `preferred` in quickstart_preferences.py. What DPO costs
+is measured too: the questions are asked again, and a description is compared with all that is known of its subject.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quickstart_preferences import preferred, tells_truth
+from quickstart_world import World, build_world
+
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = Path("recipes") / "quickstart.yaml"
-NEW_TOKENS = 24  # tokens; the longest expected answer has fewer than 16
-ROWS = 50  # questions that are answered together
-SHOWN = 6  # questions in the table
+QUESTION_TOKENS = 24  # the longest expected answer has fewer than 16
+DESCRIPTION_TOKENS = 64  # the longest in the data has 51
+ROWS = 72  # prompts that are answered together
+SAMPLES = 2  # descriptions of each prompt
+SHOWN = 5  # rows in a table
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description="Train recipes/quickstart.yaml and measure what came of it.")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `finetune run`")
+    parser.add_argument("--runs", default="runs", help="folder that runs are kept in (%(default)s)")
+    given = parser.parse_args()
+    options = (f"--runs={given.runs}", *(f"--set={change}" for change in given.set))
+
     # Threads that wait must sleep: where others use the cores too, those that spin made this model 20 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     start = time.perf_counter()
-    code = finetune("sft").returncode
+    code = finetune("run", *options).returncode
     if code != 0:
         return code
-    after_training = time.perf_counter()
-    stage = json.loads(finetune("show", "--json", capture=True).stdout)[0]
+    trained = time.perf_counter()
+    stages = {stage["name"]: stage for stage in json.loads(finetune("show", "--json", *options, capture=True).stdout)}
 
     from finetune.quiet import calm_libraries, quiet_libraries
 
@@ -41,38 +58,46 @@ def main() -> int:
     import torch
     from peft import PeftModel
 
-    from finetune.data.tokenizer import Tokenizer
-    from finetune.families.detect import resolve
     from finetune.model.base import choose_device, choose_precision, load_base
     from finetune.plan.base_files import locate_base
     from finetune.recipe.load import load_recipe
 
-    loaded = load_recipe(ROOT / RECIPE)
-    model, sft = loaded.recipe.model, loaded.recipe.stages["sft"]
-    files = locate_base(model, loaded.folder, weights=True)
-    tokenizer = Tokenizer.load(files.folder)
-    family = resolve(files.config, tokenizer.special_tokens, model.template, base_chat_template=files.chat_template)
-    rows = read_rows(loaded.folder / str(sft.held_out.data[0].path))
-    prompts = [prompt_ids(row, family.family, tokenizer) for row in rows]
+    loaded = load_recipe(ROOT / RECIPE, given.set)
+    recipe = loaded.recipe
+    questions, expected = read_questions(loaded.folder / str(recipe.stages["sft"].held_out.data[0].path))
+    topics = read_topics(loaded.folder / str(recipe.stages["dpo"].held_out.data[0].path)) * SAMPLES
 
-    device = choose_device(model.device)
-    base = load_base(files.folder, choose_precision(model.load_in, model.compute, device), device)
-    pad = tokenizer.special_tokens[family.pad_token]
-    stops = [tokenizer.special_tokens[token] for token in family.family.eos_tokens]
+    files = locate_base(recipe.model, loaded.folder, weights=True)
+    chat = Chat.of(files, recipe.model.template)
+    device = choose_device(recipe.model.device)
+    base = load_base(files.folder, choose_precision(recipe.model.load_in, recipe.model.compute, device), device)
+    answers, told = {}, {}
     with torch.inference_mode():
-        before = generate(base, prompts, tokenizer, pad, stops)
-        after = generate(PeftModel.from_pretrained(base, stage["path"]).eval(), prompts, tokenizer, pad, stops)
-    done = time.perf_counter()
+        answers["base"] = chat.answer(base, questions)
+        tuned = PeftModel.from_pretrained(base, stages["sft"]["path"], adapter_name="sft").eval()
+        tuned.load_adapter(stages["dpo"]["path"], adapter_name="dpo")
+        for name in ("sft", "dpo"):
+            tuned.set_adapter(name)
+            answers[name] = chat.answer(tuned, questions)
+            told[name] = chat.describe(tuned, topics, recipe.seed)
+    measured = time.perf_counter()
 
-    questions, expected = zip(*((row[-2]["content"], row[-1]["content"]) for row in rows), strict=True)
-    print_table(questions, before, after, expected)
+    columns, world = ("base", "after sft", "after dpo"), build_world()
+    rows = list(zip(questions, *answers.values(), expected, strict=True))[:SHOWN]
+    show_table("Questions that were never trained on", ("question", *columns, "expected"), rows)
+    rows = list(zip(topics, *told.values(), strict=True))[:SHOWN]
+    show_table("Descriptions of people and towns that no training row is about", ("prompt", *columns[1:]), rows)
+    figures = [
+        (f"{len(questions)} questions answered exactly", *(exact(said, expected) for said in answers.values())),
+        (f"{len(topics)} descriptions, preferred", "", *(kind(said) for said in told.values())),
+        (f"{len(topics)} descriptions, all of it true", "", *(true(said, topics, world) for said in told.values())),
+    ]
+    show_table("Measured on what was held out", ("", *columns), figures)
+    accuracy = stages["helpful"]["metrics"]["held_out_metrics"]["accuracy"]
     print(
-        f"\n{len(expected)} held-out questions, answered exactly: "
-        f"{exact(before, expected)} before, {exact(after, expected)} after training.\n"
-        f"The right words somewhere in the answer: "
-        f"{within(before, expected)} before, {within(after, expected)} after.\n"
-        f"Training took {after_training - start:.0f} s with start-up, the questions {done - after_training:.0f} s.\n"
-        f"Adapter: {stage['path']}"
+        f"\nReward model: finds the better answer in {accuracy:.1%} of {len(topics) // SAMPLES} held-out comparisons.\n"
+        f"Training took {trained - start:.0f} s with start-up, measuring {measured - trained:.0f} s.\n"
+        + "\n".join(f"{name}: {stage['path']}" for name, stage in stages.items())
     )
     return 0
 
@@ -83,68 +108,102 @@ def finetune(command: str, *options: str, capture: bool = False) -> subprocess.C
     return subprocess.run(words, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE if capture else None)
 
 
-def read_rows(path: Path) -> list[list[dict[str, str]]]:
-    """The conversations of a messages file."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["messages"] for line in lines]
+def read_questions(path: Path) -> tuple[list[str], list[str]]:
+    """The questions of a messages file, and their answers."""
+    rows = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row[0]["content"] for row in rows], [row[1]["content"] for row in rows]
 
 
-def prompt_ids(messages: Sequence[dict[str, Any]], family: Any, tokenizer: Any) -> list[int]:
-    """The ids of a conversation up to where its last answer begins, by the same encoder as in training."""
-    from finetune.data.encode import encode_prompt
-    from finetune.shapes import Dialog, Message
-
-    turns = tuple(Message(turn["role"], turn["content"]) for turn in messages[:-1])
-    return encode_prompt(Dialog(turns), family, tokenizer)
+def read_topics(path: Path) -> list[str]:
+    """The prompts of a file of comparisons."""
+    return [json.loads(line)["prompt"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def generate(model: Any, prompts: Sequence[list[int]], tokenizer: Any, pad: int, stops: list[int]) -> list[str]:
-    """Greedy answers, padded on the left in batches of like lengths. One that was cut off ends in an ellipsis."""
-    import torch
+@dataclass(frozen=True)
+class Chat:
+    """How to ask the model: the tokenizer, the family's template, and the ids of its pad and stop tokens."""
 
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for at in range(0, len(order), ROWS):
-        chosen = order[at : at + ROWS]
-        width = max(len(prompts[i]) for i in chosen)
-        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
-        made = model.generate(
-            input_ids=ids,
-            attention_mask=(ids != pad).long(),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=stops,
-            pad_token_id=pad,
-        )
-        for i, row in zip(chosen, made[:, width:].tolist(), strict=True):
-            end = next((n for n, token in enumerate(row) if token in stops), None)
-            answers[i] = tokenizer.decode(row[:end]).strip() + ("" if end is not None else " …")
-    return answers
+    tokenizer: Any
+    family: Any
+    pad: int
+    stops: list[int]
+
+    @classmethod
+    def of(cls, files: Any, template: Any) -> Chat:
+        from finetune.data.tokenizer import Tokenizer
+        from finetune.families.detect import resolve
+
+        tokenizer = Tokenizer.load(files.folder)
+        special = tokenizer.special_tokens
+        resolved = resolve(files.config, special, template, base_chat_template=files.chat_template)
+        stops = [special[token] for token in resolved.family.eos_tokens]
+        return cls(tokenizer, resolved.family, special[resolved.pad_token], stops)
+
+    def answer(self, model: Any, prompts: Sequence[str]) -> list[str]:
+        """Greedy answers."""
+        return self._generate(model, prompts, max_new_tokens=QUESTION_TOKENS, do_sample=False)
+
+    def describe(self, model: Any, prompts: Sequence[str], seed: int) -> list[str]:
+        """Answers sampled from the model's own distribution: temperature 1, nothing cut off."""
+        import torch
+
+        torch.manual_seed(seed)
+        settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        return self._generate(model, prompts, max_new_tokens=DESCRIPTION_TOKENS, **settings)
+
+    def _generate(self, model: Any, prompts: Sequence[str], **settings: Any) -> list[str]:
+        """Padded on the left in batches of like lengths. An answer that did not stop ends in an ellipsis."""
+        import torch
+
+        rows = [self._ids(prompt) for prompt in prompts]
+        answers = [""] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for at in range(0, len(order), ROWS):
+            chosen = order[at : at + ROWS]
+            width = max(len(rows[i]) for i in chosen)
+            ids = torch.tensor([[self.pad] * (width - len(rows[i])) + rows[i] for i in chosen], device=model.device)
+            mask = (ids != self.pad).long()
+            made = model.generate(
+                input_ids=ids, attention_mask=mask, eos_token_id=self.stops, pad_token_id=self.pad, **settings
+            )
+            for i, row in zip(chosen, made[:, width:].tolist(), strict=True):
+                end = next((n for n, token in enumerate(row) if token in self.stops), None)
+                answers[i] = self.tokenizer.decode(row[:end]).strip() + ("" if end is not None else " …")
+        return answers
+
+    def _ids(self, prompt: str) -> list[int]:
+        """A question's ids up to where the answer begins, by the same encoder as in training."""
+        from finetune.data.encode import encode_prompt
+        from finetune.shapes import Dialog, Message
+
+        return encode_prompt(Dialog((Message("user", prompt),)), self.family, self.tokenizer)
 
 
 def exact(answers: Sequence[str], expected: Sequence[str]) -> str:
-    return share(sum(answer == right for answer, right in zip(answers, expected, strict=True)), len(expected))
+    return share([answer == right for answer, right in zip(answers, expected, strict=True)])
 
 
-def within(answers: Sequence[str], expected: Sequence[str]) -> str:
-    return share(sum(right in answer for answer, right in zip(answers, expected, strict=True)), len(expected))
+def kind(answers: Sequence[str]) -> str:
+    return share([preferred(answer) for answer in answers])
 
 
-def share(count: int, total: int) -> str:
-    return f"{count} ({count / total:.1%})"
+def true(answers: Sequence[str], prompts: Sequence[str], world: World) -> str:
+    return share([tells_truth(answer, prompt, world) for answer, prompt in zip(answers, prompts, strict=True)])
 
 
-def print_table(questions: Sequence[str], before: Sequence[str], after: Sequence[str], expected: Sequence[str]) -> None:
+def share(verdicts: Sequence[bool]) -> str:
+    return f"{sum(verdicts)} ({sum(verdicts) / len(verdicts):.1%})"
+
+
+def show_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Questions that were never trained on", show_lines=True)
-    for heading in ("question", "before", "after", "expected"):
+    table = Table(title=title, show_lines=True)
+    for heading in headings:
         table.add_column(heading, overflow="fold")
-    rows = list(zip(questions, before, after, expected, strict=True))
-    stories = [row for row in rows if "\n\n" in row[0]]
-    for row in [*[row for row in rows if row not in stories][: SHOWN - 1], stories[0]]:
-        table.add_row(*(cell.replace("\n\n", "\n").replace("\n", " / ") for cell in row))
+    for row in rows:
+        table.add_row(*(cell.replace("\n\n", "\n") for cell in row))
     Console().print(table)
 
 
