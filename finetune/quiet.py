@@ -1,4 +1,4 @@
-"""Environment of the libraries underneath: telemetry, chatter and spinning off, unless the user has chosen otherwise."""
+"""Environment of the libraries underneath: no telemetry, chatter or spinning, unless the user has chosen otherwise."""
 
 from __future__ import annotations
 

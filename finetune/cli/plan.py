@@ -36,7 +36,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
         need = stage.estimate
         click.echo(f"  trains      {need.trainable:,} parameters")
         click.echo(
-            f"  memory      up to {need.memory / GIB:.2f} GiB: weights {need.weights / GIB:.2f}, adapter and its gradient "
+            f"  memory      up to {need.memory / GIB:.2f} GiB: weights {need.weights / GIB:.2f}, adapter, gradient "
             f"{need.adapter / GIB:.2f}, optimiser {need.optimizer / GIB:.2f}, "
             f"activations {need.activations / GIB:.2f}, head {need.head / GIB:.2f}"
         )
