@@ -207,9 +207,8 @@ def _hub_rows(source: DataSource, label: str, locate: Callable[[str], Path]) -> 
     folder = local_hub_folder(source.hub, locate)
     revision = None if folder else hub_commit(source.hub, source.revision)
 
-    from datasets.exceptions import DatasetsError
-
     import datasets
+    from datasets.exceptions import DatasetsError
 
     try:
         rows = datasets.load_dataset(
