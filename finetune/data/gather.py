@@ -124,7 +124,7 @@ def _take(reading: Reading[R], sources: tuple[SourceRows[R], ...], seed: int, of
     numbers: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
     source_of: list[int] = []
     for index, source in enumerate(sources):
-        chosen = take_rows(len(source.rows), source.source.take, seed, source.label)
+        chosen = take_rows(len(source.rows), source.source.take, seed, source.digest)
         rows += [source.rows[row] for row in chosen]
         numbers.append(chosen + offset)
         source_of += [index] * len(chosen)

@@ -18,14 +18,15 @@ def generator(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest))
 
 
-def take_rows(rows: int, take: int | None, seed: int, label: str) -> Indices:
+def take_rows(rows: int, take: int | None, seed: int, what: str) -> Indices:
     """Indices, ascending, of `take` of `rows` rows drawn without repeats; all where take is None or more.
 
-    label: the source's name, so that the draw does not depend on where in the recipe the source stands.
+    what: identifies the rows by their content, so that the draw depends neither on where in the recipe a source stands
+    nor on where its file lies.
     """
     if take is None or take >= rows:
         return np.arange(rows, dtype=np.int64)
-    return np.sort(generator(seed, "take", label).choice(rows, take, replace=False)).astype(np.int64)
+    return np.sort(generator(seed, "take", what).choice(rows, take, replace=False)).astype(np.int64)
 
 
 def first_copies(keys: Sequence[bytes]) -> NDArray[np.bool_]:

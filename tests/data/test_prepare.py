@@ -352,3 +352,19 @@ def test_real_files(shared: Path, prepare: Prepare, name: str, rows: int, format
     assert prepared.report.sources[0].format == f"{format_} (detected)"
     assert prepared.report.rows == 150 and not set(prepared.dropped) - {None, policy.HELD_OUT_COPY}
     assert 0.1 < prepared.report.trained_tokens / prepared.report.tokens <= 1
+
+
+def test_where_a_file_lies_and_what_it_is_called_decides_nothing(tmp_path: Path, prepare: Prepare) -> None:
+    """The fingerprint of a stage knows content only, so the rows must depend on content only."""
+    rows = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(60))
+    for path in ("here/d.jsonl", "there/deeper/e.jsonl"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(rows)
+    one, other = (
+        prepare(tmp_path, [{"path": path, "take": 20, "weight": 0.5}], held_out={"fraction": 0.2})
+        for path in ("here/d.jsonl", "there/deeper/e.jsonl")
+    )
+    assert one.train.ids.tolist() == other.train.ids.tolist()
+    assert one.held_out is not None and other.held_out is not None
+    assert one.held_out.ids.tolist() == other.held_out.ids.tolist()
+    assert [one.epoch_order(epoch).tolist() for epoch in (0, 1)] == [other.epoch_order(e).tolist() for e in (0, 1)]

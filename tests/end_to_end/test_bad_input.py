@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUESTIONS, Ended, Run, files_below, write_jsonl
+from commands import QUESTIONS, Ended, Run, files_below, write_jsonl
 
 Recipe = Callable[..., Path]
 EASY = {"prompt": "Two and two?", "completion": "Four."}

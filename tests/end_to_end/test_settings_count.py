@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import QUESTIONS, Run, write_jsonl
+from commands import QUESTIONS, Run, write_jsonl
 
 from finetune.recipe import schema
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from conftest import PAIRS, dpo_stage, sft_stage, train, write_jsonl
 from safetensors.torch import load
+from stage_recipes import PAIRS, dpo_stage, sft_stage, train, write_jsonl
 
 from finetune.errors import InputError, RecipeError
 

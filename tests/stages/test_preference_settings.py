@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import Finished, Walk, dpo_stage, reward_stage, train
+from stage_recipes import Finished, Walk, dpo_stage, reward_stage, train
 
 from finetune.recipe.schema import DpoStage, RewardStage
 

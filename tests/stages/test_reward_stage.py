@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 import torch
-from conftest import PAIRS, RANKED, reward_stage, sft_stage, train, write_jsonl
 from safetensors.torch import load_file
+from stage_recipes import PAIRS, RANKED, reward_stage, sft_stage, train, write_jsonl
 
 from finetune.errors import InputError, RecipeError
 from finetune.model.reward import HEAD_KEY

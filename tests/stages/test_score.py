@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from conftest import PAIRS, QUESTIONS, RANKED, dpo_stage, reward_stage, sft_stage, write_jsonl
+from stage_recipes import PAIRS, QUESTIONS, RANKED, dpo_stage, reward_stage, sft_stage, write_jsonl
 
 from finetune.cli.main import main
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Walk, dpo_stage, reward_stage, sft_stage, train
 from safetensors.torch import load_file
+from stage_recipes import Walk, dpo_stage, reward_stage, sft_stage, train
 
 from finetune.engine.tracking import Metrics, MetricsFile
 from finetune.errors import InputError, InterruptedRunError, RecipeError
