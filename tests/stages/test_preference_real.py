@@ -36,7 +36,7 @@ FILES = [
     Real("hh_rlhf_harmless.jsonl", 30, ("reward", "dpo"), {"reward": {"slices": []}}),
     Real("oasst_trees.jsonl", 30, ("reward",), {"reward": {"ranked": "top"}}),
     Real("alpaca_eval_judged.jsonl", 15, ("reward", "dpo"), {"reward": {"slices": ["dataset"]}}),
-    Real("kto_en.json", 15, ("kto",)),
+    Real("kto_en.json", 20, ("kto",)),
 ]
 
 
