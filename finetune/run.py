@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
 from finetune.errors import DiskFullError, InputError, RunBusyError
+from finetune.model.bases import Bases
 from finetune.plan.manifest import check_files, read_manifest, write_manifest
 from finetune.plan.plan import Plan, PlannedStage, make_plan
 from finetune.quiet import calm_libraries, quiet_libraries
@@ -37,22 +38,40 @@ _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_
 _KEPT_FROM_WORK = ("metrics.jsonl", "wandb")
 
 
-def run_recipe(loaded: LoadedRecipe, runs: Path, say: Callable[[str], None], *, kinds: set[str] | None = None) -> Plan:
+def run_recipe(
+    loaded: LoadedRecipe,
+    runs: Path,
+    say: Callable[[str], None],
+    *,
+    kinds: set[str] | None = None,
+    functions: Mapping[str, Callable[..., float]] | None = None,
+) -> Plan:
     """Run what is not done of a recipe: all of it, or the stages of some kinds and what they read.
 
-    say: shows the user a line. Returns the plan as it stands afterwards. Errors: see finetune.errors.
+    say: shows the user a line. functions: checkers of kind function, by the name that the recipe has for them. Returns
+    the plan as it stands afterwards. Errors: see finetune.errors.
     """
     _refuse_launchers()
     plan = make_plan(loaded, runs, weights=True)
     chosen = {stage.name for stage in plan.stages if kinds is None or stage.kind in kinds}
     if plan.base.revision:
         say(f"{plan.base.name} at commit {plan.base.revision}")
+    bases = Bases()
     for stage in plan.needed_for(chosen):
-        run_stage(loaded, plan, stage, runs, say)
+        run_stage(loaded, plan, stage, runs, say, bases=bases, functions=functions)
     return make_plan(loaded, runs)
 
 
-def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path, say: Callable[[str], None]) -> None:
+def run_stage(
+    loaded: LoadedRecipe,
+    plan: Plan,
+    stage: PlannedStage,
+    runs: Path,
+    say: Callable[[str], None],
+    *,
+    bases: Bases | None = None,
+    functions: Mapping[str, Callable[..., float]] | None = None,
+) -> None:
     """Bring one stage to its finished folder; the stages it reads are finished already."""
     with _place_for(stage.folder), _lock(stage.folder):
         if (manifest := read_manifest(stage.folder)) is not None:
@@ -86,6 +105,8 @@ def run_stage(loaded: LoadedRecipe, plan: Plan, stage: PlannedStage, runs: Path,
             cache=runs / ".cache",
             locate=loaded.locate,
             say=lambda line: say(f"{stage.name}: {line}"),
+            bases=bases or Bases(),
+            functions=functions or {},
         )
         began = time.time()
         with _nothing_left_of_nothing(part, work), _told_when_full(part):
@@ -175,6 +196,22 @@ def _stage_function(kind: str) -> Callable[[Any, Job], Outcome]:
         from finetune.stages.dpo import run as dpo
 
         return dpo
+    if kind == "reject":
+        from finetune.stages.reject import run as reject
+
+        return reject
+    if kind == "ppo":
+        from finetune.stages.ppo import run as ppo
+
+        return ppo
+    if kind in ("grpo", "rloo"):
+        from finetune.stages.trl_online import run as trl_online
+
+        return trl_online
+    if kind == "average":
+        from finetune.stages.average import run as average
+
+        return average
     raise AssertionError(f"the schema let an unknown kind through: {kind}")
 
 

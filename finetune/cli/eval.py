@@ -10,7 +10,7 @@ import click
 
 from finetune.cli.options import runs_option, set_option
 from finetune.errors import InputError
-from finetune.recipe.schema import DATA_FORMATS
+from finetune.recipe.data_settings import DATA_FORMATS
 
 
 @click.command()

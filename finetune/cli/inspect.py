@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from finetune.data.prepare_preference import PreparedComparisons
     from finetune.data.report import Lengths
     from finetune.data.tokenizer import Tokenizer
+    from finetune.recipe.learning_stages import PreferenceStage, SftStage
     from finetune.recipe.load import LoadedRecipe
-    from finetune.recipe.schema import PreferenceStage, SftStage
 
 _BAR = 40
 
@@ -59,8 +59,8 @@ def inspect(
       sft          row, input_ids, trained, dropped
       reward, dpo  row, answers (each input_ids, trained), dropped, margin, rating, desirable
     """
+    from finetune.recipe.learning_stages import SftStage
     from finetune.recipe.load import load_recipe
-    from finetune.recipe.schema import SftStage
 
     # Not check_recipe: it asks for the base's weights too, which nobody needs to look at data.
     loaded = load_recipe(recipe, overrides)
@@ -87,7 +87,7 @@ def inspect(
 
 
 def _choose(loaded: LoadedRecipe, name: str | None) -> tuple[str, SftStage | PreferenceStage]:
-    from finetune.recipe.schema import PreferenceStage, SftStage
+    from finetune.recipe.learning_stages import PreferenceStage, SftStage
 
     stages = {
         key: stage for key, stage in loaded.recipe.stages.items() if isinstance(stage, (SftStage, PreferenceStage))
@@ -110,7 +110,7 @@ def _prepare(
     from finetune.data.tokenizer import Tokenizer
     from finetune.families.detect import resolve
     from finetune.plan.base_files import locate_base
-    from finetune.recipe.schema import DpoStage, RewardStage, SftStage
+    from finetune.recipe.learning_stages import DpoStage, RewardStage, SftStage
 
     model = loaded.recipe.model
     base = locate_base(model, loaded.folder, weights=False)

@@ -19,7 +19,7 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.data.tokens import EncodeErrors, tokenise
 from finetune.errors import InputError
 from finetune.families.base import Family
-from finetune.recipe.schema import DataSource, HeldOut
+from finetune.recipe.data_settings import DataSource, HeldOut
 from finetune.shapes import Example, Origin
 
 

@@ -16,7 +16,8 @@ from finetune.data.store import TokenRows
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import DataError, InputError
 from finetune.families.base import Family
-from finetune.recipe.schema import ModelSettings, SftStage
+from finetune.recipe.learning_stages import SftStage
+from finetune.recipe.settings import ModelSettings
 from finetune.shapes import Example, Origin, Text
 
 DUPLICATE = "duplicate of an earlier row"

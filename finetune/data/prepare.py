@@ -28,7 +28,8 @@ from finetune.data.sources import LISTED_ROWS, READ_EXAMPLES
 from finetune.data.store import TokenRows
 from finetune.data.tokenizer import Tokenizer
 from finetune.families.base import Family
-from finetune.recipe.schema import ModelSettings, SftStage
+from finetune.recipe.learning_stages import SftStage
+from finetune.recipe.settings import ModelSettings
 from finetune.shapes import Origin, Row
 
 

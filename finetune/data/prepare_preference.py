@@ -23,7 +23,8 @@ from finetune.data.sources import LISTED_ROWS, READ_JUDGED, READ_RANKINGS
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import InputError
 from finetune.families.base import Family
-from finetune.recipe.schema import ModelSettings, PreferenceStage
+from finetune.recipe.learning_stages import PreferenceStage
+from finetune.recipe.settings import ModelSettings
 from finetune.recipe.words import did_you_mean
 from finetune.shapes import ComparisonRow, Origin
 

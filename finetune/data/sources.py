@@ -18,7 +18,7 @@ from finetune.data.formats import Known, known_format, unused_columns
 from finetune.data.readers import Fault, RawRow, read_file, row_of
 from finetune.errors import DataError
 from finetune.plan.digest import data_files, hub_commit, local_hub_folder, source_digest, source_label
-from finetune.recipe.schema import DataSource
+from finetune.recipe.data_settings import DataSource
 from finetune.shapes import ComparisonRow, Completion, Dialog, Example, Judged, Message, Origin, Ranking, Row, Text
 
 LISTED_ROWS = 5

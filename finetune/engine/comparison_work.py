@@ -14,7 +14,7 @@ from finetune.data.prepare_preference import PreparedComparisons
 from finetune.engine import loop
 from finetune.engine.batches import Schedule, micro_batches, total_steps
 from finetune.engine.comparisons import ComparisonBatch, collate_groups, with_mismatched, with_step_shares
-from finetune.recipe.schema import PreferenceStage
+from finetune.recipe.learning_stages import PreferenceStage
 
 PROOF_ROWS, PROOF_TOKENS = 4, 256
 """What is written is loaded again and compared on this many answers, each cut to this many tokens."""

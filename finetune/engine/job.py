@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.model.bases import Bases
 from finetune.plan.base_files import BaseFiles
-from finetune.recipe.schema import AdapterSettings, ModelSettings, WandbSettings
+from finetune.recipe.settings import AdapterSettings, ModelSettings, WandbSettings
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Job:
     """name: of the stage. out: the folder to write the result into. work: for checkpoints and what else is thrown away.
 
     inputs: folders of the finished stages that this one reads, by name. locate: a path as the recipe writes it → where
-    it is. say: shows the user a line.
+    it is. say: shows the user a line. bases: the base in memory, which the stages of a process share. functions:
+    checkers that a Python caller gave by name.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Job:
     cache: Path
     locate: Callable[[str], Path]
     say: Callable[[str], None]
+    bases: Bases = field(default_factory=Bases)
+    functions: Mapping[str, Callable[..., float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

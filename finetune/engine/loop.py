@@ -27,7 +27,7 @@ from finetune.engine.progress import make_progress, memory_gib
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from finetune.model.adapter import restore, state, trainable
-from finetune.recipe.schema import TrainSettings
+from finetune.recipe.train_settings import TrainSettings
 
 
 class Batch(Protocol):

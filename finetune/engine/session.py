@@ -27,7 +27,8 @@ from finetune.families.detect import Resolved, resolve
 from finetune.model import adapter
 from finetune.model.base import Precision, choose_device, choose_precision, describe, load_base
 from finetune.plan.manifest import read_manifest
-from finetune.recipe.schema import AdapterSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings
+from finetune.recipe.train_settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def open_session(job: Job, train: TrainSettings, start_from: str | None) -> Sess
     device = choose_device(job.model.device)
     precision = choose_precision(job.model.load_in, job.model.compute, device)
     accelerator = loop.make_accelerator(device)
-    base = load_base(job.base.folder, precision, device)
+    base = job.bases.get(job.base.folder, precision, device)
     job.say(f"base: {job.base.name}: {describe(base, precision, device)}")
     start = None
     if start_from is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.errors import InputError
-from finetune.recipe.schema import WandbSettings
+from finetune.recipe.settings import WandbSettings
 
 Metrics = Mapping[str, float | int | str | None]
 

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from finetune.errors import InputError, ProofError
 from finetune.model.ragged import Layout, ragged_hidden
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.settings import AdapterSettings
 
 ADAPTER = "default"
 """peft writes the adapter of this name into the folder itself, where every peft user looks for it."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import BaseModelError
-from finetune.recipe.schema import ModelSettings
+from finetune.recipe.settings import ModelSettings
 
 _FULL_HASH_BYTES = 64 * 2**20
 """Files up to this size enter the digest whole; reading 140 GB of a 70B base at every `plan` would take minutes."""

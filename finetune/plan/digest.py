@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.errors import DataError
-from finetune.recipe.schema import DataSource
+from finetune.recipe.data_settings import DataSource
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 """File types that can be read; in a folder, files of other types are left alone."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.recipe.schema import AdapterSettings, ModelSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings, ModelSettings
+from finetune.recipe.train_settings import TrainSettings
 
 GIB = 2**30
 _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
@@ -105,13 +106,15 @@ def lora_parameters(shape: Shape, adapter: AdapterSettings) -> int:
 
 
 def estimate(
-    config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSettings, train: TrainSettings
+    config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSettings, train: TrainSettings | None
 ) -> Estimate:
     """Peak memory in training, for a micro-batch of rows that are all max_length long: an upper bound for real rows."""
     shape = Shape.of(config)
     wide = 4 if model.load_in == "fp32" or model.compute == "fp32" else 2
     block_bytes = {"nf4": _NF4_BITS / 8, "int8": 1, "bf16": 2, "fp32": 4}[model.load_in]
     trainable = lora_parameters(shape, adapter)
+    if train is None:  # nothing is trained
+        train = TrainSettings(micro_batch_size=1)
     tokens = train.micro_batch_size * model.max_length
     # Saved for the backward pass of one block, in values a token: inputs and outputs of its linear layers and norms.
     per_block = 10 * shape.hidden + 4 * shape.ffn + 2 * (shape.heads + 2 * shape.kv_heads) * shape.head

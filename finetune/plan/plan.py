@@ -21,10 +21,12 @@ from finetune.plan.digest import source_digest
 from finetune.plan.estimate import Estimate, estimate
 from finetune.plan.manifest import read_manifest
 from finetune.recipe.load import LoadedRecipe
-from finetune.recipe.schema import DataSource, Recipe, Stage
+from finetune.recipe.positions import KeyPath
+from finetune.recipe.references import references, row_sources
+from finetune.recipe.schema import Recipe, Stage
 
 State = Literal["done", "started", "to do"]
-RULES = 1
+RULES = 2
 """Raised when the meaning of a setting changes, so that results of older rules are not taken for new ones."""
 
 
@@ -82,22 +84,14 @@ def make_plan(loaded: LoadedRecipe, runs: Path, *, weights: bool = False) -> Pla
             folder,
             _state(folder),
             inputs,
-            estimate(base.config, recipe.model, recipe.adapter, settings.train),
+            estimate(base.config, recipe.model, recipe.adapter, getattr(settings, "train", None)),
         )
     return Plan(recipe, base, tuple(planned.values()))
 
 
-def data_sources(settings: Stage) -> list[DataSource]:
-    """Every data source of a stage, held-out ones last."""
-    return [*settings.data, *settings.held_out.data]
-
-
 def stages_read(settings: Stage, above: set[str]) -> tuple[str, ...]:
     """Names of the earlier stages that a stage reads, in order, each once."""
-    names = [source.stage for source in data_sources(settings) if source.stage is not None]
-    if settings.start_from is not None and settings.start_from in above:
-        names.append(settings.start_from)
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(name for _, name, _ in references(settings) if name in above))
 
 
 def stage_fingerprint(
@@ -107,41 +101,53 @@ def stage_fingerprint(
     planned: Mapping[str, PlannedStage],
     locate: Callable[[str], Path],
 ) -> str:
-    """64 hex digits. Names of files and folders do not enter, their content does."""
+    """64 hex digits over `made_of`."""
+    content = made_of(recipe, settings, base, planned, locate)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def named(value: Any) -> Any:
-        if isinstance(value, DataSource):
-            if value.stage is not None:
-                place = f"stage:{planned[value.stage].fingerprint}"
-            else:
-                place = source_digest(value, locate)
-            rest = value.model_dump(mode="json", exclude={"path", "hub", "stage", "revision"})
-            return {"content": place, **rest}
-        return value
 
-    start = settings.start_from
-    if start is not None:
-        start = f"stage:{planned[start].fingerprint}" if start in planned else adapter_digest(locate(start))
-    content = {
+def made_of(
+    recipe: Recipe,
+    settings: Stage,
+    base: BaseFiles,
+    planned: Mapping[str, PlannedStage],
+    locate: Callable[[str], Path],
+) -> dict[str, Any]:
+    """All that a stage's result depends on, as JSON: settings in full, and in place of what it refers to (rows, stages,
+    adapter folders) what identifies their content. Names of files, folders and stages do not enter."""
+    stage = settings.model_dump(mode="json")
+    for keys, source in row_sources(settings):
+        if source.stage is not None:
+            place = f"stage:{planned[source.stage].fingerprint}"
+        else:
+            place = source_digest(source, locate)
+        rest = source.model_dump(mode="json", exclude={"path", "hub", "stage", "revision"})
+        _put(stage, keys, {"content": place, **rest})
+    for keys, name, wanted in references(settings):
+        if wanted == "rows":
+            continue
+        _put(stage, keys, f"stage:{planned[name].fingerprint}" if name in planned else adapter_digest(locate(name)))
+    return {
         "rules": RULES,
         "seed": recipe.seed,
         "base": base.digest,
         "model": recipe.model.model_dump(mode="json", exclude={"base", "revision"}),
         "adapter": recipe.adapter.model_dump(mode="json"),
-        "stage": settings.model_dump(mode="json", exclude={"data", "held_out", "start_from"}),
-        "held_out": settings.held_out.model_dump(mode="json", exclude={"data"}),
-        "data": [named(source) for source in settings.data],
-        "held_out_data": [named(source) for source in settings.held_out.data],
-        "start_from": start,
+        "stage": stage,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _put(value: Any, keys: KeyPath, new: Any) -> None:
+    for key in keys[:-1]:
+        value = value[key]
+    value[keys[-1]] = new
 
 
 def adapter_digest(folder: Path) -> str:
     """What identifies an adapter folder: its weights and configuration. Raises InputError where there is none."""
     files = [folder / "adapter_model.safetensors", folder / "adapter_config.json"]
     if missing := [path.name for path in files if not path.is_file()]:
-        raise InputError(f"start_from: {folder} holds no adapter: {missing[0]} is missing")
+        raise InputError(f"{folder} holds no adapter: {missing[0]} is missing")
     return "adapter:" + hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()
 
 

@@ -10,17 +10,23 @@ from typing import Any
 
 from finetune.errors import Problem
 from finetune.recipe.base_checks import Wrong, base_problems, looks_like_path
-from finetune.recipe.explain import known_kinds
+from finetune.recipe.data_settings import DataSource
 from finetune.recipe.positions import KeyPath
-from finetune.recipe.schema import DataSource, Recipe
+from finetune.recipe.references import WRITES, Wanted, references, row_sources
+from finetune.recipe.schema import Recipe
 from finetune.recipe.source import Source
 from finetune.recipe.words import did_you_mean, suggest
 
 DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 _HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _HUB_DATA_SET = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
-_KINDS_WITH_ROWS: tuple[str, ...] = ()
-"""Kinds whose output is rows for `data`. An sft stage writes an adapter, which `start_from` takes."""
+_MEANT: Mapping[Wanted, str] = {
+    "adapter": "an adapter that writes text",
+    "reward": "a reward model",
+    "samples": "a reject stage's samples",
+    "rows": "rows",
+    "adapters": "an adapter",
+}
 
 
 def check_files(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
@@ -82,10 +88,8 @@ def check_data(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
 def data_sources(recipe: Recipe) -> Iterator[tuple[KeyPath, DataSource]]:
     """Every data source of every stage, held-out ones too, with its key path."""
     for name, stage in recipe.stages.items():
-        for index, data in enumerate(stage.data):
-            yield ("stages", name, "data", index), data
-        for index, data in enumerate(stage.held_out.data):
-            yield ("stages", name, "held_out", "data", index), data
+        for keys, data in row_sources(stage):
+            yield ("stages", name, *keys), data
 
 
 def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) -> list[Problem]:
@@ -96,63 +100,74 @@ def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) ->
         return []
     problems = []
     for name, stage in stages.items():
-        for key, reference in _references(stage):
+        for key, reference, wanted in references(stage):
             path: KeyPath = ("stages", name, *key)
-            wants_rows = key[-1] == "stage"
-            if not wants_rows and (looks_like_path(reference, slashes=0) or _is_folder(folder / reference)):
+            may_be_folder = wanted in ("adapter", "reward", "adapters")
+            if may_be_folder and (looks_like_path(reference, slashes=0) or _is_folder(folder / reference)):
                 continue  # an adapter folder, looked at with the other files
-            if wrong := _reference_problem(reference, name, stages, wants_rows):
+            if wrong := _reference_problem(reference, name, stages, wanted):
                 problems.append(source.problem(path, *wrong))
+        if wrong := _mixed_average(stage, stages):
+            problems.append(source.problem(("stages", name, "of"), *wrong))
     return problems
 
 
-def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], wants_rows: bool) -> Wrong | None:
+def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], wanted: Wanted) -> Wrong | None:
     names = list(stages)
     above = names[: names.index(reader)]
     if reference == reader:
         return f"stage {reader} cannot read itself", None
     if reference in above:
-        kind = str(stages[reference].get("kind")) if isinstance(stages[reference], Mapping) else ""
-        if wants_rows and kind in known_kinds() and kind not in _KINDS_WITH_ROWS:
-            return f"stage {reference} ({kind}) writes an adapter, not rows", "start_from takes an adapter"
-        if not wants_rows and kind == "reward":
-            return f"stage {reference} is a reward model, whose adapter scores", "start from an sft or dpo stage"
+        if (found := _sorts(reference, stages)) and wanted not in found:
+            fitting = [name for name in above if wanted in _sorts(name, stages)]
+            kind = stages[reference].get("kind")
+            hint = f"above are: {', '.join(fitting)}" if fitting else "none is above"
+            return f"stage {reference} ({kind}) writes {_MEANT[found[0]]}; needed here: {_MEANT[wanted]}", hint
         return None
     if reference in names:
         return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"
     hint = did_you_mean(reference, above) or (f"above are: {', '.join(above)}" if above else "none is above")
-    what = "no stage above" if wants_rows else "neither a stage above nor an adapter folder"
+    what = "no stage above" if wanted in ("rows", "samples") else "neither a stage above nor an adapter folder"
     return f"'{reference}' is {what}", hint
 
 
-def _references(stage: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Key paths within a stage that name another one: start_from, and `stage` of an entry in a list."""
-    if not isinstance(stage, Mapping):
-        return
-    if isinstance(start := stage.get("start_from"), str) and start:
-        yield ("start_from",), start
-    for key, value in stage.items():
-        entries: Any = value
-        path: KeyPath = (key,)
-        if key == "held_out" and isinstance(value, Mapping):
-            entries, path = value.get("data"), ("held_out", "data")
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            if isinstance(entry, Mapping) and isinstance(reference := entry.get("stage"), str) and reference:
-                yield (*path, index, "stage"), reference
+def _sorts(name: str, stages: Mapping[str, Any], depth: int = 0) -> tuple[Wanted, ...]:
+    """What a stage can be referred to for; nothing where its kind is not known, which is told elsewhere."""
+    stage = stages.get(name)
+    kind = stage.get("kind") if isinstance(stage, Mapping) else None
+    found = WRITES.get(kind, ()) if isinstance(kind, str) else ()
+    if kind == "average" and depth < len(stages):  # of the sort of what it averages
+        of = stage.get("of") if isinstance(stage, Mapping) else None
+        first = next((entry for entry in of if isinstance(entry, str) and entry in stages), None) if of else None
+        if first is not None and (inner := _sorts(first, stages, depth + 1)):
+            return ("reward", "adapters") if "reward" in inner else ("adapter", "adapters")
+    return found
+
+
+def _mixed_average(stage: Any, stages: Mapping[str, Any]) -> Wrong | None:
+    if not isinstance(stage, Mapping) or stage.get("kind") != "average" or not isinstance(stage.get("of"), list):
+        return None
+    named = [name for name in stage["of"] if isinstance(name, str) and name in stages]
+    rewards = [name for name in named if "reward" in _sorts(name, stages) and "adapter" not in _sorts(name, stages)]
+    if rewards and len(rewards) < len(named):
+        others = [name for name in named if name not in rewards]
+        return f"{rewards[0]} is a reward model and {others[0]} is not: they have no mean", None
+    return None
 
 
 def _check_adapters(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
     problems = []
     for name, stage in recipe.stages.items():
-        if stage.start_from is None or stage.start_from in recipe.stages:
-            continue
-        path = located(folder, stage.start_from)
-        try:
-            wrong = _adapter_problem(path)
-        except OSError as error:
-            wrong = _unreadable(path, error)
-        if wrong is not None:
-            problems.append(source.problem(("stages", name, "start_from"), *wrong))
+        for key, reference, wanted in references(stage):
+            if reference in recipe.stages or wanted in ("rows", "samples"):
+                continue
+            path = located(folder, reference)
+            try:
+                wrong = _adapter_problem(path)
+            except OSError as error:
+                wrong = _unreadable(path, error)
+            if wrong is not None:
+                problems.append(source.problem(("stages", name, *key), *wrong))
     return problems
 
 

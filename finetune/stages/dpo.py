@@ -37,7 +37,7 @@ from finetune.numerics.preference import (
     needs_reference,
 )
 from finetune.plan.plan import adapter_digest
-from finetune.recipe.schema import DpoStage
+from finetune.recipe.learning_stages import DpoStage
 
 RATE_FACTOR = 1 / 40
 """Of the automatic learning rate of SFT: 7e-6 for an 8B model. Zephyr's QLoRA recipes have 2e-4 and 5e-6."""

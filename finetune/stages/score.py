@@ -41,7 +41,8 @@ from finetune.model.reward import open_reward
 from finetune.plan.base_files import BaseFiles, locate_base, read_json
 from finetune.plan.digest import data_files
 from finetune.plan.manifest import check_files
-from finetune.recipe.schema import DataFormat, DataSource, HeldOut, ModelSettings
+from finetune.recipe.data_settings import DataFormat, DataSource, HeldOut
+from finetune.recipe.settings import ModelSettings
 from finetune.report.calibration import reward_report
 from finetune.shapes import ComparisonRow, Dialog, Example, Origin, Row, Text
 from finetune.stages.reward import pairs_of

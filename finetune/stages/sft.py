@@ -20,7 +20,8 @@ from finetune.engine import loop, session
 from finetune.engine.batches import Schedule, TokenBatch, collate, micro_batches, total_steps
 from finetune.engine.job import Job, Outcome
 from finetune.engine.token_logprobs import Hidden, hidden_function, token_logprobs
-from finetune.recipe.schema import SftStage, TrainSettings
+from finetune.recipe.learning_stages import SftStage
+from finetune.recipe.train_settings import TrainSettings
 
 PROOF_ROWS, PROOF_TOKENS = 4, 256
 """The reloaded adapter is compared on this many rows, each cut to this many tokens: enough to reach every weight."""

@@ -38,7 +38,8 @@ from finetune.engine.progress import make_progress
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import InputError, InterruptedRunError
 from finetune.model import adapter
-from finetune.recipe.schema import DpoStage, RewardStage, SftStage, TrainSettings, trl_adapter_problem
+from finetune.recipe.learning_stages import DpoStage, RewardStage, SftStage, trl_adapter_problem
+from finetune.recipe.train_settings import TrainSettings
 from finetune.stages.trl_checkpoints import newest_checkpoint
 from finetune.stages.trl_follow import Follow, Plan, progress_of
 

@@ -34,7 +34,8 @@ from finetune.engine import loop
 from finetune.model import adapter
 from finetune.model.base import LoadIn, choose_precision, load_base
 from finetune.model.ragged import Layout, lay_out, padded_hidden, ragged_hidden
-from finetune.recipe.schema import AdapterSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings
+from finetune.recipe.train_settings import TrainSettings
 from finetune.stages.sft import sft_work
 
 PEAK_FLOPS = 989e12

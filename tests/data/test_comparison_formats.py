@@ -15,7 +15,7 @@ from finetune.data.formats import Known, known_format
 from finetune.data.readers import RawRow
 from finetune.data.sources import content_key
 from finetune.errors import DataError
-from finetune.recipe.schema import DATA_FORMATS
+from finetune.recipe.data_settings import DATA_FORMATS
 from finetune.shapes import RATINGS, Comparison, Dialog, Judged, Message, Origin, Ranking, ToolCall
 
 Values = dict[str, Any]

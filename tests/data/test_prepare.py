@@ -19,7 +19,8 @@ from finetune.data.tokens import rendering_key
 from finetune.errors import DataError, InputError
 from finetune.families.base import Family
 from finetune.families.detect import FAMILIES
-from finetune.recipe.schema import ModelSettings, SftStage
+from finetune.recipe.learning_stages import SftStage
+from finetune.recipe.settings import ModelSettings
 
 Prepare = Callable[..., PreparedSft]
 

@@ -22,7 +22,8 @@ from finetune.errors import DataError, InputError
 from finetune.families.base import Family
 from finetune.families.detect import FAMILIES
 from finetune.families.tools_as_text import call_text
-from finetune.recipe.schema import ModelSettings, PreferenceStage
+from finetune.recipe.learning_stages import PreferenceStage
+from finetune.recipe.settings import ModelSettings
 from finetune.shapes import RATINGS, Dialog, Message, ToolCall
 
 Prepare = Callable[..., PreparedComparisons]

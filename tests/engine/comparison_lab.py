@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from finetune.data.comparisons import Comparisons
 from finetune.data.store import pack
 from finetune.model import adapter, ragged
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.settings import AdapterSettings
 
 WORDS = 61
 CPU = torch.device("cpu")

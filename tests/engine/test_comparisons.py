@@ -14,7 +14,7 @@ from finetune.engine.token_logprobs import token_logprobs
 from finetune.model.ragged import padded_hidden, ragged_hidden
 from finetune.model.reward import RewardModel, new_head
 from finetune.numerics.preference import Knobs
-from finetune.recipe.schema import DpoStage, RewardStage
+from finetune.recipe.learning_stages import DpoStage, RewardStage
 from finetune.stages.dpo import dpo_objective
 from finetune.stages.reward import batch_scores, reward_objective
 

@@ -14,7 +14,8 @@ from finetune.engine import checkpoint, loop
 from finetune.engine.batches import Schedule, collate, micro_batches
 from finetune.errors import DivergedError, InterruptedRunError
 from finetune.model import adapter, ragged
-from finetune.recipe.schema import AdapterSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings
+from finetune.recipe.train_settings import TrainSettings
 from finetune.stages.sft import sft_objective
 
 CPU = torch.device("cpu")

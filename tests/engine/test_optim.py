@@ -7,7 +7,7 @@ from transformers import (
 )
 
 from finetune.engine.optim import default_learning_rate, learning_rate, make_optimizer, warmup_steps
-from finetune.recipe.schema import TrainSettings
+from finetune.recipe.train_settings import TrainSettings
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])

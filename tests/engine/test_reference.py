@@ -12,7 +12,7 @@ from finetune.engine.reference import REFERENCE, add_reference, once_ahead, refe
 from finetune.engine.token_logprobs import token_logprobs
 from finetune.model import adapter
 from finetune.model.ragged import ragged_hidden
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.settings import AdapterSettings
 
 DATA = random_comparisons(7, sizes=(2, 3))
 

@@ -20,7 +20,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
 
 def test_wandb_mode_of_the_environment_only_ever_sends_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune.engine.tracking import Wandb
-    from finetune.recipe.schema import WandbSettings
+    from finetune.recipe.settings import WandbSettings
 
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = Wandb(WandbSettings(project="p", mode="online"), name="n", config={}, folder=tmp_path, run_id="x")

@@ -13,7 +13,7 @@ from finetune.errors import BaseModelError, InputError
 from finetune.model import adapter
 from finetune.model.base import choose_precision, describe, keep_bitsandbytes_exact, load_base
 from finetune.model.ragged import Layout, ragged_hidden
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.settings import AdapterSettings
 
 CPU = torch.device("cpu")
 LENGTHS = [12, 30, 7]

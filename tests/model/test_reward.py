@@ -13,7 +13,7 @@ from finetune.errors import InputError, ProofError
 from finetune.model import adapter, ragged
 from finetune.model.ragged import Layout, ragged_hidden
 from finetune.model.reward import HEAD_KEY, RewardModel, add_head, attach, new_head, open_reward, prove_head
-from finetune.recipe.schema import AdapterSettings
+from finetune.recipe.settings import AdapterSettings
 
 LENGTHS = [7, 3, 12]
 IDS = torch.randint(3, 61, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))

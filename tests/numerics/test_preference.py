@@ -22,7 +22,7 @@ from finetune.numerics.preference import (
     needs_reference,
     nll,
 )
-from finetune.recipe.schema import DpoStage
+from finetune.recipe.learning_stages import DpoStage
 
 LN2 = math.log(2)
 WITH_REFERENCE = [name for name, loss in PAIR_LOSSES.items() if loss.reference]

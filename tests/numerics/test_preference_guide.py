@@ -7,7 +7,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from finetune.numerics.preference import PAIR_LOSSES, needs_reference
-from finetune.recipe.schema import DpoStage, PreferenceStage, RewardStage, Stage
+from finetune.recipe.learning_stages import DpoStage, PreferenceStage, RewardStage
+from finetune.recipe.schema import Stage
 
 
 @pytest.fixture(scope="module")

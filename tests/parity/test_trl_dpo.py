@@ -28,7 +28,8 @@ from finetune.engine.reference import add_reference, with_every_batch
 from finetune.engine.token_logprobs import hidden_function
 from finetune.model import adapter
 from finetune.numerics.preference import Knobs
-from finetune.recipe.schema import DataSource, DpoStage
+from finetune.recipe.data_settings import DataSource
+from finetune.recipe.learning_stages import DpoStage
 from finetune.stages.dpo import dpo_objective
 
 PAIRS = 6

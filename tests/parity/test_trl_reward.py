@@ -21,7 +21,8 @@ from finetune.engine.comparison_work import comparison_work
 from finetune.engine.token_logprobs import hidden_function
 from finetune.model import adapter
 from finetune.model.reward import HEAD_KEY, RewardModel
-from finetune.recipe.schema import DataSource, RewardStage
+from finetune.recipe.data_settings import DataSource
+from finetune.recipe.learning_stages import RewardStage
 from finetune.stages.reward import pair_margins, reward_objective
 
 PAIRS = 6

@@ -30,7 +30,8 @@ from finetune.families.llama3 import LLAMA3
 from finetune.model import adapter
 from finetune.model.base import choose_precision, load_base
 from finetune.quiet import quiet_libraries
-from finetune.recipe.schema import AdapterSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings
+from finetune.recipe.train_settings import TrainSettings
 from finetune.shapes import Dialog, Message
 from finetune.stages.sft import sft_work
 

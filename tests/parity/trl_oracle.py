@@ -26,7 +26,8 @@ from finetune.model import adapter
 from finetune.model.base import choose_precision, load_base
 from finetune.model.reward import add_head, new_head
 from finetune.quiet import quiet_libraries
-from finetune.recipe.schema import AdapterSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings
+from finetune.recipe.train_settings import TrainSettings
 
 quiet_libraries()
 RATE = 1e-3

@@ -9,7 +9,7 @@ import pytest
 
 from finetune.errors import DataError
 from finetune.plan.digest import data_files, hub_commit, source_digest, source_label
-from finetune.recipe.schema import DataSource
+from finetune.recipe.data_settings import DataSource
 
 
 def test_one_file_gives_its_sha256(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from finetune.plan.estimate import GIB, Shape, estimate, lora_parameters
 from finetune.plan.manifest import check_files, read_manifest, write_manifest
 from finetune.plan.plan import make_plan
 from finetune.recipe.load import recipe_from_dict
-from finetune.recipe.schema import AdapterSettings, ModelSettings, TrainSettings
+from finetune.recipe.settings import AdapterSettings, ModelSettings
+from finetune.recipe.train_settings import TrainSettings
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.data_settings import DataSource
 from finetune.recipe.json_schema import SCHEMA_PATH, docs_text, schema_text
-from finetune.recipe.schema import DataSource, ModelSettings, SftStage, TrainSettings
+from finetune.recipe.learning_stages import SftStage
+from finetune.recipe.settings import ModelSettings
+from finetune.recipe.train_settings import TrainSettings
 
 
 def test_the_committed_schema_is_current() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from stage_recipes import Finished, Walk, dpo_stage, reward_stage, train
 
-from finetune.recipe.schema import DpoStage, RewardStage
+from finetune.recipe.learning_stages import DpoStage, RewardStage
 
 STEPS = train(max_steps=2, batch_size=8, micro_batch_size=4)
 Change = tuple[dict[str, Any], dict[str, Any]]

@@ -16,7 +16,7 @@ from stage_recipes import Walk, dpo_stage, reward_stage, sft_stage, train
 from finetune.engine.tracking import Metrics, MetricsFile
 from finetune.errors import InputError, InterruptedRunError, RecipeError
 from finetune.recipe.load import load_recipe
-from finetune.recipe.schema import TrainSettings
+from finetune.recipe.train_settings import TrainSettings
 from finetune.stages.trl_engine import row_stream
 
 
