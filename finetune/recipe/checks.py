@@ -121,8 +121,8 @@ def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], w
         if (found := _sorts(reference, stages)) and wanted not in found:
             fitting = [name for name in above if wanted in _sorts(name, stages)]
             kind = stages[reference].get("kind")
-            hint = f"above are: {', '.join(fitting)}" if fitting else "none is above"
-            return f"stage {reference} ({kind}) writes {_MEANT[found[0]]}; needed here: {_MEANT[wanted]}", hint
+            hint = f"above, these do: {', '.join(fitting)}" if fitting else "no stage above does"
+            return f"stage {reference} ({kind}) gives {_MEANT[found[0]]}, not {_MEANT[wanted]}", hint
         return None
     if reference in names:
         return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"

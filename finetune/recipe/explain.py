@@ -9,10 +9,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import Problem
+from finetune.recipe.learning_stages import DpoLoss
 from finetune.recipe.positions import KeyPath, key_path_text, plain_scalar
 from finetune.recipe.schema import Recipe, Stage
 from finetune.recipe.source import Source
-from finetune.recipe.words import describe, describe_value, is_section, members, suggest, unwrap
+from finetune.recipe.words import describe, describe_value, did_you_mean, is_section, members, suggest, unwrap
 
 _OTHER_TOOLS = {  # how other trainers call what a recipe calls …
     "lr": "learning_rate",
@@ -48,6 +49,55 @@ _OTHER_TOOLS = {  # how other trainers call what a recipe calls …
     "train_on_inputs": "loss_on",
     "val_set_size": "held_out",
     "early_stopping_patience": "early_stop",
+    "num_generations": "samples",
+    "num_samples": "samples",
+    "num_return_sequences": "samples",
+    "n": "samples",
+    "k": "samples",
+    "best_of": "samples",
+    "response_length": "max_new_tokens",
+    "max_completion_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "kl_coef": "kl",
+    "init_kl_coef": "kl",
+    "beta": "kl",
+    "target": "target_kl",
+    "cliprange": "clip_range",
+    "epsilon": "clip_range",
+    "cliprange_value": "value_clip_range",
+    "lam": "gae_lambda",
+    "lambda": "gae_lambda",
+    "ent_coef": "entropy_weight",
+    "entropy_coef": "entropy_weight",
+    "whiten_rewards": "whiten_scores",
+    "score_clip": "clip_score",
+    "missing_eos_penalty": "no_stop_penalty",
+    "num_ppo_epochs": "passes",
+    "ppo_epochs": "passes",
+    "num_iterations": "passes",
+    "num_mini_batches": "batch_size",
+    "mini_batch_size": "batch_size",
+    "total_episodes": "iterations",
+    "num_sample_generations": "sample_every",
+    "reward_model": "reward",
+    "reward_model_path": "reward",
+    "value_lr": "value_learning_rate",
+    "critic_learning_rate": "value_learning_rate",
+    "reward_funcs": "checker",
+    "adapters": "of",
+}
+_OTHER_KINDS = {
+    "rm": "reward",
+    "reward_model": "reward",
+    "reward_modeling": "reward",
+    "rejection_sampling": "reject",
+    "best_of_n": "reject",
+    "rs": "reject",
+    "finetune": "sft",
+    "lora": "sft",
+    "merge": "average",
+    "mean": "average",
+    "soup": "average",
 }
 
 
@@ -86,6 +136,16 @@ def known_kinds() -> dict[str, type[BaseModel]]:
     """Stage kinds of this version: name → section."""
     sections = [unwrap(member)[0] for member in members(Stage)]
     return {get_args(unwrap(get_type_hints(section)["kind"])[0])[0]: section for section in sections}
+
+
+def kind_hint(kind: str) -> str | None:
+    """What was probably meant by a kind that there is not."""
+    plain = kind.lower().replace("-", "_")
+    if plain in get_args(DpoLoss):
+        return f"{plain} is a loss of dpo stages: write kind: dpo, loss: {plain}"
+    if meant := _OTHER_KINDS.get(plain):
+        return f"did you mean '{meant}'?"
+    return did_you_mean(kind, known_kinds())
 
 
 def allowed_keys(section: type[BaseModel]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.checks import check_files, located, reference_problems
-from finetune.recipe.explain import explain, known_kinds
+from finetune.recipe.explain import explain, kind_hint, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
 from finetune.recipe.schema import Recipe
@@ -144,7 +144,7 @@ def _kind_problems(data: Mapping[str, Any], source: Source) -> list[Problem]:
             problems.append(source.problem(path, message, hint, at=path[:-1]))
         elif not _is_kind(kind := stage["kind"], kinds):
             found = f"'{kind}'" if isinstance(kind, str) else describe_value(kind)
-            hint = did_you_mean(kind, kinds) if isinstance(kind, str) else None
+            hint = kind_hint(kind) if isinstance(kind, str) else None
             problems.append(source.problem(path, f"unknown kind {found}; this version knows: {known}", hint))
     return problems
 

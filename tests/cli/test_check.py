@@ -36,8 +36,8 @@ def test_everything_wrong_is_told_with_exit_2(finetune: Any, tmp_path: Path) -> 
         "recipe.yaml:1: name: missing key: a recipe needs it (a name of letters, digits, '.', '_' and '-') "
         "(is 'nane' meant to be 'name'?)",
         "recipe.yaml:1: nane: unknown key (did you mean 'name'?)",
-        "recipe.yaml:5: stages.more.kind: missing key: stage more, which begins here, needs it (sft, reward, dpo) "
-        "(is 'knid' meant to be 'kind'?)",
+        "recipe.yaml:5: stages.more.kind: missing key: stage more, which begins here, needs it "
+        "(sft, reward, dpo, reject, ppo, grpo, rloo, average) (is 'knid' meant to be 'kind'?)",
     ]
 
 

@@ -15,6 +15,8 @@ from finetune.recipe.load import check_recipe, load_recipe, recipe_from_dict
 
 Write = Callable[[str], Path]
 
+KINDS = "sft, reward, dpo, reject, ppo, grpo, rloo, average"
+
 GOOD = """\
 name: chat
 model:
@@ -146,13 +148,13 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: sft", "kind: ppo", "6: stages.sft.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo "
-         "(did you mean 'dpo'?)"),
-        ("kind: sft", "kind: stf", "6: stages.sft.kind: unknown kind 'stf'; this version knows: sft, reward, dpo "
+        ("kind: sft", "kind: gppo", f"6: stages.sft.kind: unknown kind 'gppo'; this version knows: {KINDS} "
+         "(did you mean 'ppo'?)"),
+        ("kind: sft", "kind: stf", f"6: stages.sft.kind: unknown kind 'stf'; this version knows: {KINDS} "
          "(did you mean 'sft'?)"),
-        ("kind: sft", "kind: 3", "6: stages.sft.kind: unknown kind 3; this version knows: sft, reward, dpo"),
+        ("kind: sft", "kind: 3", f"6: stages.sft.kind: unknown kind 3; this version knows: {KINDS}"),
         ("kind: sft", "knd: sft", "5: stages.sft.kind: missing key: stage sft, which begins here, needs it "
-         "(sft, reward, dpo) (is 'knd' meant to be 'kind'?)"),
+         f"({KINDS}) (is 'knd' meant to be 'kind'?)"),
         ("- path: rows.jsonl", "- rows.jsonl", "8: stages.sft.data[0]: expected a section; found text 'rows.jsonl' "
          "(write {path: rows.jsonl})"),
         ("\n      - path: rows.jsonl", " rows.jsonl", "7: stages.sft.data: expected a list of at least one "
@@ -168,7 +170,7 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
          "and hub"),
         ("path: rows.jsonl", "{hub: a/b, format: share-gpt}", "8: stages.sft.data[0].format: expected one of "
          "auto, alpaca, "
-         "sharegpt, messages, prompt_completion, text, pairs, sharegpt_pairs, hh, "
+         "sharegpt, messages, prompt_completion, text, prompt, pairs, sharegpt_pairs, hh, "
          "ranked, oasst, alpaca_eval, judged; found text 'share-gpt' (did you mean 'sharegpt'?)"),
         ("path: rows.jsonl", "{hub: a/b, streaming: true}", "8: stages.sft.data[0].streaming: needs hub and "
          "take: a stream "
@@ -204,10 +206,11 @@ def test_an_initialisation_that_needs_the_weights_names_its_line(write: Write) -
 
 
 def test_a_stage_of_unknown_kind_hides_nothing_of_the_others(write: Write) -> None:
-    text = GOOD + "      epoch: 1\n  ppo: {kind: ppo, start_from: sft, kl: 0.1, prompts: [{path: pairs.jsonl}]}\n"
+    text = GOOD + "      epoch: 1\n  kto: {kind: kto, start_from: sft, bta: 0.1, data: [{path: pairs.jsonl}]}\n"
     assert told(write(text)) == [
         "11: stages.sft.train.epoch: unknown key (did you mean 'epochs'?)",
-        "12: stages.ppo.kind: unknown kind 'ppo'; this version knows: sft, reward, dpo (did you mean 'dpo'?)",
+        f"12: stages.kto.kind: unknown kind 'kto'; this version knows: {KINDS} "
+        "(kto is a loss of dpo stages: write kind: dpo, loss: kto)",
     ]
 
 
@@ -228,10 +231,11 @@ SFT = "kind: sft, data: [{path: rows.jsonl}]"
         ("  one: {kind: sft, data: [{path: rows.jsonl}, {stage: best}]}\n",
          "4: stages.one.data[1].stage: 'best' is no stage above (none is above)"),
         (f"  one: {{kind: reward, data: [{{path: rows.jsonl}}]}}\n  two: {{{SFT}, start_from: one}}\n",
-         "5: stages.two.start_from: stage one is a reward model, whose adapter scores "
-         "(start from an sft or dpo stage)"),
+         "5: stages.two.start_from: stage one (reward) gives a reward model, not an "
+         "adapter that writes text (no stage above does)"),
         (f"  one: {{{SFT}}}\n  two: {{kind: sft, data: [{{stage: one}}]}}\n",
-         "5: stages.two.data[0].stage: stage one (sft) writes an adapter, not rows (start_from takes an adapter)"),
+         "5: stages.two.data[0].stage: stage one (sft) gives an adapter that writes text, not rows "
+         "(no stage above does)"),
         (f"  one: {{{SFT}, held_out: {{data: [{{stage: two}}]}}}}\n  two: {{{SFT}}}\n",
          "4: stages.one.held_out.data[0].stage: stage 'two' stands below; a stage reads only stages above it "
          "(move it up)"),
