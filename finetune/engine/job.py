@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune.engine.progress import MakeProgress, make_progress
 from finetune.model.bases import Bases
 from finetune.plan.base_files import BaseFiles
 from finetune.recipe.settings import AdapterSettings, ModelSettings, WandbSettings
@@ -18,7 +19,7 @@ class Job:
 
     inputs: folders of the finished stages that this one reads, by name. locate: a path as the recipe writes it → where
     it is. say: shows the user a line. bases: the base in memory, which the stages of a process share. functions:
-    checkers that a Python caller gave by name.
+    checkers that a Python caller gave by name. progress: (title, total, done) → what the stage tells of its steps.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     say: Callable[[str], None]
     bases: Bases = field(default_factory=Bases)
     functions: Mapping[str, Callable[..., float]] = field(default_factory=dict)
+    progress: MakeProgress = make_progress
 
 
 @dataclass(frozen=True)

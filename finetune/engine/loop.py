@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from finetune.engine import checkpoint as saved
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
-from finetune.engine.progress import make_progress, memory_gib
+from finetune.engine.progress import MakeProgress, make_progress, memory_gib
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from finetune.model.adapter import restore, state, trainable
@@ -142,6 +142,7 @@ def train(
     folder: Path,
     title: str,
     tracker: Wandb | None = None,
+    make_screen: MakeProgress = make_progress,
 ) -> Trained:
     """Train the model's trainable parameters in place, resuming from `folder/checkpoints` where there is one.
 
@@ -216,7 +217,7 @@ def train(
             progress.measurements_since_best += 1
         return settings.early_stop is not None and progress.measurements_since_best >= settings.early_stop
 
-    screen = make_progress(title, total, step)
+    screen = make_screen(title, total, step)
     with closing(screen), stop_on_signals() as stop:
         for warning in warnings:
             screen.note(warning)

@@ -108,6 +108,8 @@ def open_session(job: Job, train: TrainSettings, start_from: str | None) -> Sess
     start = None
     if start_from is None:
         model, settings = adapter.new_adapter(base, job.adapter, seed=job.seed), job.adapter
+        if settings.init in ("pissa", "olora"):
+            job.bases.forget()  # part of its weights is in the adapter now: no base for the next stage
     else:
         start = job.inputs.get(start_from) or job.locate(start_from)
         _check_same_base(job, start)
@@ -157,6 +159,7 @@ def run_loop(
             folder=job.work,
             title=job.name,
             tracker=tracker,
+            make_screen=job.progress,
         )
 
     return run_trainer(job, session, model, work.total_steps, train, in_loop, rate_factor=rate_factor)

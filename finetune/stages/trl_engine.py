@@ -34,7 +34,6 @@ from finetune.engine.batches import Rows, collate
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job
 from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
-from finetune.engine.progress import make_progress
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import InputError, InterruptedRunError
 from finetune.model import adapter
@@ -293,6 +292,7 @@ def _run(
             job, opened, training.model, plan.steps, train, trained_by_trl, rate_factor=training.rate_factor
         )
     finally:
+        job.bases.forget()  # what TRL's trainers leave on a base is theirs to know
         # accelerate keeps one precision for the process, and the Trainer has set its own; later stages choose again.
         # There is no public way; transformers' TrainingArguments makes the same call before every training.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -319,7 +319,7 @@ def _train(
     step = 0 if found is None else found.step
     metrics_file = MetricsFile(job.work / "metrics.jsonl")
     metrics_file.rewind(step if found is not None else -1)
-    screen = make_progress(job.name, plan.steps, step)
+    screen = job.progress(job.name, plan.steps, step)
     with closing(screen), stop_on_signals() as stop:
         for warning in warnings:
             screen.note(warning)
