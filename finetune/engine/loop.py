@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -61,12 +61,39 @@ Objective = Callable[[nn.Module, BatchT], Loss]
 """(model, batch) -> Loss."""
 
 
+class Begun(NamedTuple):
+    """metrics: of what was sampled, logged with the cycle's first step. stop: why training ends here, None = go on."""
+
+    metrics: Mapping[str, float]
+    stop: str | None = None
+
+
+class Cycle(Protocol):
+    """Work whose rows are made by the model itself, anew every `steps` optimiser steps (PPO's iterations).
+
+    begin(step) makes them, from the weights and `step` alone. Checkpoints are taken between cycles only, after each
+    unless the recipe says otherwise. state: what else later cycles depend on, as JSON; restore puts it back.
+    """
+
+    @property
+    def steps(self) -> int: ...
+
+    def begin(self, step: int) -> Begun: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Work(Generic[BatchT]):
-    """What to train on. step_batches(step): the micro-batches of optimiser step `step`, a pure function of the step.
+    """What to train on. step_batches(step): the micro-batches of optimiser step `step`, a pure function of the step and
+    of what the cycle has made. more: further terms of the loss, each with a forward and a backward pass of its own, so
+    that their activations are never in memory together.
 
     unit: what a unit of the batches is, for people. held_out: batches to measure on, or empty.
-    name_rows: row indices → where they came from, for messages.
+    name_rows: row indices → where they came from, for messages. groups: of the trainable parameters, each with the
+    factor of its learning rate and a gradient norm of its own to clip; None = all in one.
     """
 
     objective: Objective[BatchT]
@@ -76,6 +103,9 @@ class Work(Generic[BatchT]):
     held_out: Sequence[BatchT]
     name_rows: Callable[[Sequence[int]], str]
     unit: str = "trained tokens"
+    more: Sequence[Objective[BatchT]] = ()
+    cycle: Cycle | None = None
+    groups: Sequence[tuple[list[nn.Parameter], float]] | None = None
 
 
 @dataclass
@@ -155,8 +185,10 @@ def train(
     held_out_steps = sum(len(batch.rows) for batch in work.held_out) / settings.batch_size
     eval_every = settings.eval_every or math.ceil(max(total / 10, held_out_steps, 1))
     save_every = settings.checkpoint_every or max(1, math.ceil(total / 10))
-    parameters = list(trainable(model).values())
-    optimizer = make_optimizer(parameters, settings)
+    if work.cycle is not None:  # whole cycles, and by default each: sampling costs more than a checkpoint
+        save_every = math.ceil((settings.checkpoint_every or 1) / work.cycle.steps) * work.cycle.steps
+    groups = work.groups or [(list(trainable(model).values()), 1.0)]
+    optimizer = make_optimizer([{"params": parameters} for parameters, _ in groups], settings)
     checkpoints = folder / "checkpoints"
     metrics_file = MetricsFile(folder / "metrics.jsonl")
 
@@ -171,6 +203,8 @@ def train(
             saved.restore_random_state(found.rng)
             progress, step, best = Progress(**found.state["progress"]), found.step, found.best
             stopped_early = found.state["stopped_early"]
+            if work.cycle is not None:
+                work.cycle.restore(found.state["cycle"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {found.step} in {checkpoints} does not fit: {error}. Was it written by "
@@ -180,7 +214,9 @@ def train(
     resumed_from = step
 
     def save() -> None:
-        loop_state = {"progress": asdict(progress), "stopped_early": stopped_early}
+        loop_state: dict[str, Any] = {"progress": asdict(progress), "stopped_early": stopped_early}
+        if work.cycle is not None:
+            loop_state["cycle"] = work.cycle.state()
         written = saved.Checkpoint(step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best)
         saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
 
@@ -227,12 +263,24 @@ def train(
             measure()
         model.train()
         while step < total and not stopped_early:
+            begun: Mapping[str, float] = {}
+            if work.cycle is not None and step % work.cycle.steps == 0:
+                begun, reason = work.cycle.begin(step)
+                if reason is not None:
+                    warnings.append(f"stopped before step {step + 1}: {reason}")
+                    screen.note(warnings[-1])
+                    stopped_early = True
+                    if best is not None:
+                        restore(model, best)
+                    save()
+                    break
+                best = state(model)  # of the last cycle that began well
             began = time.monotonic()
             rate = learning_rate(step, peak=peak_rate, total=total, warmup=warmup, schedule=settings.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            for group, (_, factor) in zip(optimizer.param_groups, groups, strict=True):
+                group["lr"] = rate * factor
             batches = work.step_batches(step)
-            means, norm = _one_step(model, work, batches, parameters, optimizer, settings, accelerator, compute, step)
+            means, norm = _one_step(model, work, batches, groups, optimizer, settings, accelerator, compute, step)
             loss = means.pop("loss")
             step += 1
             seconds = time.monotonic() - began
@@ -247,6 +295,7 @@ def train(
                 "epoch": round(step / work.steps_per_epoch, 4),
                 "loss": loss,
                 **means,
+                **begun,
                 "learning_rate": rate,
                 "grad_norm": norm,
                 "trained": units,
@@ -259,14 +308,16 @@ def train(
             screen.update(metrics)
             if step % eval_every == 0 or step == total:
                 stopped_early = measure()
-            if step % save_every == 0 or step == total or stopped_early or stop.received:
+            between = work.cycle is None or step % work.cycle.steps == 0
+            if between and (step % save_every == 0 or step == total or stopped_early or stop.received):
                 save()
             if stop.received and step < total and not stopped_early:
+                saved_at = "a checkpoint is saved" if between else "the last iteration's beginning is saved"
                 raise InterruptedRunError(
-                    f"stopped by {stop.received} after step {step} of {total}; a checkpoint is saved. Run the same "
+                    f"stopped by {stop.received} after step {step} of {total}; {saved_at}. Run the same "
                     "command again to go on from there"
                 )
-        if best is not None:
+        if best is not None and settings.early_stop is not None:
             restore(model, best)
             progress.held_out = progress.best_held_out  # of the weights that are kept
     return Trained(step, progress, stopped_early, resumed_from, work.unit, warnings)
@@ -276,7 +327,7 @@ def _one_step(
     model: nn.Module,
     work: Work[BatchT],
     batches: Sequence[BatchT],
-    parameters: list[nn.Parameter],
+    groups: Sequence[tuple[list[nn.Parameter], float]],
     optimizer: torch.optim.Optimizer,
     settings: TrainSettings,
     accelerator: Accelerator,
@@ -293,18 +344,20 @@ def _one_step(
         raise DivergedError(f"step {step + 1} has no trained token: its loss is undefined. Rows: {rows}")
     sums: dict[str, float] = {"loss": 0.0}
     for batch in batches:
-        with autocast(accelerator.device, compute):
-            loss = work.objective(model, batch.to(accelerator.device))
-        accelerator.backward(loss.total / units)
-        _add(sums, loss)
-        if not math.isfinite(sums["loss"]):
-            rows = work.name_rows(batch.rows)
-            raise DivergedError(
-                f"the loss of step {step + 1} is {loss.total.item()}: nothing was updated. Rows: {rows}. "
-                "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
-            )
+        on_device = batch.to(accelerator.device)
+        for objective in (work.objective, *work.more):
+            with autocast(accelerator.device, compute):
+                loss = objective(model, on_device)
+            accelerator.backward(loss.total / units)
+            _add(sums, loss)
+            if not math.isfinite(sums["loss"]):
+                rows = work.name_rows(batch.rows)
+                raise DivergedError(
+                    f"the loss of step {step + 1} is {loss.total.item()}: nothing was updated. Rows: {rows}. "
+                    "Look at them with `finetune inspect`; a lower learning_rate, or max_grad_norm, is the usual cure"
+                )
     limit = math.inf if settings.max_grad_norm is None else settings.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+    norm = math.hypot(*(torch.nn.utils.clip_grad_norm_(group, limit).item() for group, _ in groups))
     if not math.isfinite(norm):
         rows = work.name_rows([row for batch in batches for row in batch.rows])
         raise DivergedError(f"the gradient of step {step + 1} is {norm}: nothing was updated. Rows: {rows}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,8 +12,13 @@ from torch import nn
 from finetune.recipe.train_settings import TrainSettings
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW by torch, or by bitsandbytes with 8-bit or pageable state. The learning rate is set before every step."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: TrainSettings
+) -> torch.optim.Optimizer:
+    """AdamW by torch, or by bitsandbytes with 8-bit or pageable state. The learning rate is set before every step.
+
+    parameters: or groups of them, as torch's optimisers take them.
+    """
     options = {"lr": 0.0, "betas": settings.betas, "eps": 1e-8, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **options)

@@ -78,5 +78,22 @@ def logprobs(hidden_ND: Tensor, labels_N: Tensor, head: torch.nn.Module, *, chun
     return torch.cat(parts) if parts else hidden_ND.sum(-1).float()
 
 
+def entropies(hidden_ND: Tensor, head: torch.nn.Module, *, chunk: int | None = None) -> Tensor:
+    """[N] float32 entropy, in nats, of the distribution that the head gives at each position.
+
+    Differentiable; each chunk is recomputed in the backward pass."""
+    rows = chunk or chunk_rows(getattr(head, "out_features", 32_000))
+    parts = [
+        checkpoint(_entropy, hidden_ND[start : start + rows], head, use_reentrant=False)
+        for start in range(0, len(hidden_ND), rows)
+    ]
+    return torch.cat(parts) if parts else hidden_ND.sum(-1).float()
+
+
+def _entropy(hidden_CD: Tensor, head: torch.nn.Module) -> Tensor:
+    logps_CV = head(hidden_CD).float().log_softmax(-1)
+    return -(logps_CV.exp() * logps_CV).sum(-1)
+
+
 def _plain(hidden_CD: Tensor, labels_C: Tensor, head: torch.nn.Module) -> Tensor:
     return head(hidden_CD).float().log_softmax(-1).gather(1, labels_C[:, None]).squeeze(1)

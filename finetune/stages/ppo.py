@@ -1,0 +1,173 @@
+"""Proximal policy optimisation: learn to write what the reward model, or a checker, scores highly.
+
+Each iteration samples answers, scores them, and takes PPO's clipped steps on them (Schulman et al. 2017) with GAE and a
+penalty on each token's log-ratio to the reference (Ziegler et al. 2019), by Llama 2's rules where the recipe is silent
+(section 3.2.3): scores whitened, two reward models combined, AdamW (0.9, 0.95), one pass. Policy, reference, reward and
+value are adapters and heads on one base. Deviations: LoRA instead of all weights; the value model has an adapter of its
+own, starts as the reward model on the scale of the whitened scores, and its gradient is clipped apart; advantages are
+never scaled up beyond the spread of the returns (numerics/ppo.py); the answers to one prompt stay in one minibatch and
+share its forward; dropout is off, so that a ratio is 1 until something is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from finetune.data.prepare_prompts import prepare_prompts
+from finetune.engine import loop, session
+from finetune.engine.job import Job, Outcome
+from finetune.engine.optim import default_learning_rate
+from finetune.engine.ppo import Iterations, policy_objective, value_objective
+from finetune.engine.reference import add_reference
+from finetune.engine.rewards import Answer, open_judge
+from finetune.engine.token_logprobs import hidden_function
+from finetune.engine.tracking import MetricsFile
+from finetune.errors import InputError
+from finetune.model.actor_critic import add_value
+from finetune.model.adapter import ADAPTER
+from finetune.recipe.sampling_stages import PpoStage
+
+RATE_FACTOR = 1 / 30
+"""Of the automatic learning rate of SFT: 1e-5 for an 8B model, ten times (LoRA) Llama 2's 1e-6."""
+VALUE_RATE_FACTOR = 1 / 3
+"""As reward stages have it."""
+SAMPLES = "samples.jsonl"
+_PROOF_ROWS = 4
+
+
+def run(stage: PpoStage, job: Job) -> Outcome:
+    """Train the policy, prove it. Writes PEFT files, tokenizer, template, metrics, held-out answers into `job.out`."""
+    if stage.start_from is None and job.adapter.init in ("pissa", "olora"):
+        raise InputError(
+            f"adapter.init {job.adapter.init} changes the base, on which the reward model was not trained: start ppo "
+            "from an sft stage, or use init default"
+        )
+    words = session.open_words(job)
+    prompts = prepare_prompts(
+        stage.prompts,
+        stage.held_out,
+        max_new_tokens=stage.max_new_tokens,
+        model=job.model,
+        seed=job.seed,
+        locate=job.locate,
+        stage_outputs=job.inputs,
+        family=words.resolved.family,
+        tokenizer=words.tokenizer,
+        say=job.say,
+    )
+    everything = (*prompts.train, *prompts.held_out)
+    longest = max(len(prompt.ids) for prompt in everything) + stage.max_new_tokens
+    session.check_words(job, max(int(prompt.ids.max()) for prompt in everything), longest)
+    opened = session.open_session(job, stage.train, stage.start_from)
+    add_reference(opened.model, opened.start)
+    reward = None if stage.reward is None else (job.inputs.get(stage.reward) or job.locate(stage.reward))
+    model = add_value(opened.model, reward)
+    judge = open_judge(stage, job, opened.model, opened.precision)
+    kept = MetricsFile(job.work / SAMPLES)
+    cycle = Iterations(
+        stage,
+        model,
+        judge,
+        prompts.train,
+        prompts.held_out,
+        tokenizer=words.tokenizer,
+        stop_ids=stop_ids(words),
+        seed=job.seed,
+        device=opened.device,
+        compute=opened.precision.compute,
+        hidden=hidden_function(stage.train.layout),
+        keep_samples=partial(_keep_samples, kept),
+    )
+    job.say(
+        f"{cycle.iterations()} iterations of {stage.rollouts} answers ({stage.samples} to a prompt), each learnt from "
+        f"in {cycle.steps} steps"
+    )
+    trained, resolved = session.run_loop(
+        job, opened, model, _work(stage, job, opened, cycle), stage.train, rate_factor=RATE_FACTOR
+    )
+    last = cycle.measure_held_out(trained.steps)
+    model.act_as(ADAPTER)
+    session.save(job, opened, words)
+    proof = session.prove(job, opened, *_proof_rows(prompts.held_out or prompts.train))
+    metrics = _metrics(trained, cycle, MetricsFile(job.work / "metrics.jsonl").read(), last)
+    (job.out / SAMPLES).write_bytes((job.work / SAMPLES).read_bytes() if (job.work / SAMPLES).is_file() else b"")
+    return Outcome(
+        metrics=metrics,
+        data=prompts.report,
+        family=session.describe_family(words),
+        resolved=resolved,
+        proof=proof,
+        extra={"warnings": trained.warnings},
+    )
+
+
+def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations) -> loop.Work[Any]:
+    base, hidden, lora = opened.base, hidden_function(stage.train.layout), opened.lora
+    automatic = default_learning_rate(job.base.hidden_size, lora.lora_alpha, lora.r, lora.use_rslora)
+    rate = RATE_FACTOR * automatic if stage.train.learning_rate == "auto" else stage.train.learning_rate
+    value_rate = stage.value_learning_rate
+    if value_rate == "auto":
+        value_rate = VALUE_RATE_FACTOR * automatic
+    return loop.Work(
+        objective=partial(policy_objective, stage=stage, decoder=base.model, head=base.lm_head, hidden=hidden),
+        more=[partial(value_objective, stage=stage, decoder=base.model, hidden=hidden)],
+        step_batches=cycle.step_batches,
+        total_steps=cycle.iterations() * cycle.steps,
+        steps_per_epoch=max(1, round(len(cycle.train_prompts) / cycle.prompts_each * cycle.steps)),
+        held_out=(),
+        name_rows=cycle.name_rows,
+        unit="answer tokens",
+        cycle=cycle,
+        groups=[(cycle.model.policy_weights, 1.0), (cycle.model.value_weights, value_rate / rate)],
+    )
+
+
+def stop_ids(words: session.Words) -> frozenset[int]:
+    """Every token at which an answer ends, by the family."""
+    found = (words.tokenizer.id_of(token) for token in words.resolved.family.eos_tokens)
+    return frozenset(index for index in found if index is not None)
+
+
+def _keep_samples(file: MetricsFile, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]) -> None:
+    """Held-out answers, one a line. What a killed session wrote of this step and later is dropped first."""
+    file.rewind(step - 1)
+    for answer, score in zip(answers, scores, strict=True):
+        file.write(
+            {
+                "step": step,
+                "prompt": str(answer.prompt.origin),
+                "answer": answer.text,
+                "reward": round(float(score), 6),
+                "tokens": len(answer.ids),
+                "finished": answer.finished,
+            }
+        )
+
+
+def _metrics(
+    trained: loop.Trained, cycle: Iterations, log: Sequence[Mapping[str, Any]], last: Mapping[str, float]
+) -> dict[str, Any]:
+    """The loop's, and for reward, KL, length and share of finished answers the first and the last iteration's mean and
+    the held-out prompts' before and after."""
+    iterations = [entry for entry in log if "reward" in entry]
+    held_out = [entry for entry in log if "held_out_reward" in entry]
+    named = ("reward", "kl", "entropy", "answer_tokens", "finished")
+    metrics = trained.metrics() | {"iterations": trained.steps // cycle.steps}
+    for key in named:
+        metrics[f"{key}_first"], metrics[f"{key}_last"] = iterations[0].get(key), iterations[-1].get(key)
+    if held_out:
+        for key in (key for key in last if key.removeprefix("held_out_") in named):
+            metrics[f"{key}_before"], metrics[f"{key}_after"] = held_out[0][key], last[key]
+    return metrics
+
+
+def _proof_rows(prompts: Sequence[Any]) -> tuple[Tensor, list[int]]:
+    rows = [torch.from_numpy(np.asarray(prompt.ids, dtype=np.int64)) for prompt in prompts[:_PROOF_ROWS]]
+    return torch.cat(rows), [len(row) for row in rows]
