@@ -31,18 +31,17 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.engine import loop
 from finetune.engine.batches import TokenBatch, collate
 from finetune.engine.token_logprobs import token_logprobs
-from finetune.errors import BaseModelError, DataError, DivergedError, InputError
+from finetune.errors import DataError, DivergedError, InputError
 from finetune.families.base import Family
 from finetune.families.detect import resolve
 from finetune.model.adapter import open_adapter
 from finetune.model.base import choose_device, choose_precision, describe, load_base
 from finetune.model.ragged import ragged_hidden
 from finetune.model.reward import open_reward
-from finetune.plan.base_files import BaseFiles, locate_base, read_json
 from finetune.plan.digest import data_files
 from finetune.plan.manifest import check_files
+from finetune.plan.run_base import find_base
 from finetune.recipe.data_settings import DataFormat, DataSource, HeldOut
-from finetune.recipe.settings import ModelSettings
 from finetune.report.calibration import reward_report
 from finetune.shapes import ComparisonRow, Dialog, Example, Origin, Row, Text
 from finetune.stages.reward import pairs_of
@@ -128,31 +127,6 @@ def evaluate(
             return torch.zeros(len(batch.rows), device=device).index_add(0, batch.row_N, -logps_N)
 
         return _losses(answers, _measure(answers, losses_of, device, say))
-
-
-def find_base(folder: Path, manifest: Mapping[str, Any], base: str | None, say: Say) -> tuple[ModelSettings, BaseFiles]:
-    """The run's model settings, and the base they speak of or the given one. Raises BaseModelError where it differs."""
-    recorded = manifest["base"]
-    revision = recorded["revision"]
-    if base is None:
-        base = recorded["name"]
-        if revision is None:
-            # The recipe's own words may be relative to a recipe that is not here; peft's file has the whole path.
-            base = (read_json(folder / "adapter_config.json") or {}).get("base_model_name_or_path") or base
-            if not Path(base).is_dir():
-                raise BaseModelError(f"the base of {folder} was in {base} and is not there: say where with --base")
-    if Path(base).is_dir():
-        revision = None
-    model = ModelSettings.model_validate({**manifest["recipe"]["model"], "base": base, "revision": revision})
-    files = locate_base(model, Path(), weights=True)
-    if files.digest.split(":")[0] != recorded["digest"].split(":")[0]:
-        say(f"base: {files.folder} is taken for {recorded['name']} at {recorded['revision']}: that cannot be checked")
-    elif files.digest != recorded["digest"]:
-        raise BaseModelError(
-            f"{files.folder} is not the base that {folder} was trained on: its files differ from those the manifest "
-            "records. Give the right one with --base"
-        )
-    return model, files
 
 
 def read_answers(
