@@ -4,7 +4,8 @@ T tokens of many rows are given as one [1, T] with a layout of segments. A segme
 rows share, or what such a row has of its own; its queries get exactly its own keys: its prefix, then itself, causal
 from the lower right. Position ids go on from the prefix. The attention function is installed beneath the model through
 transformers' attention registry: a forward that carries a `ragged` layout is served here, every other forward
-(generation, evaluation by other libraries) goes to transformers' own sdpa function unchanged.
+(evaluation by other libraries) goes to transformers' own sdpa function unchanged. Generation uses the same way in: its
+prefill is a ragged forward whose keys and values are kept, its decoding steps bring an attention of their own.
 
 Never a T x T mask: transformers would build one for position ids that restart, so a 1 x 1 x 1 x 1 tensor is handed in
 as a prepared 4-D mask, which its mask code returns as it is, and which is not used here. Where a segment has a prefix,
@@ -15,7 +16,7 @@ Letters: T tokens of all segments, B rows, L longest row, H query heads, K key-v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -30,6 +31,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "finetune_ragged"
+
+Keep = Callable[[int, Tensor, Tensor], None]
+"""(layer, keys [1, K, T, E], values [1, K, T, E]): given what a layer's attention sees, positions rotated in."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor, float | None], Tensor]
+"""(layer, query [1, H, T, E], key and value [1, K, T, E], scaling) -> [1, T, H, E]: the caller's own attention."""
 QUERY_BLOCK = 1024
 """Queries that one mask covers: bounds it to 1024 x keys booleans, 16 MiB at 16K keys."""
 
@@ -185,9 +192,18 @@ def ragged_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     ragged: Layout | None = None,
+    keep: Keep | None = None,
+    attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in transformers' calling convention; returns [1, T, H, E]. Without a layout: transformers' sdpa."""
+    """Attention in transformers' calling convention; returns [1, T, H, E].
+
+    With a layout: ragged, and `keep` is given the keys and values. With `attend`: that. Else: transformers' sdpa.
+    """
+    if attend is not None:
+        return attend(module.layer_idx, query_1HTE, key_1KTE, value_1KTE, scaling), None
+    if keep is not None:
+        keep(module.layer_idx, key_1KTE, value_1KTE)
     if ragged is None:
         return sdpa_attention_forward(
             module,
@@ -281,10 +297,11 @@ def install(model: nn.Module) -> None:
     model.set_attn_implementation(NAME)
 
 
-def ragged_hidden(decoder: nn.Module, ids_T: Tensor, layout: Layout) -> Tensor:
+def ragged_hidden(decoder: nn.Module, ids_T: Tensor, layout: Layout, keep: Keep | None = None) -> Tensor:
     """Final hidden states [T, D], each row seeing itself alone.
 
-    decoder: the transformer stack without its head (`model.model`), installed with `install`. ids_T: [T] int64.
+    decoder: the transformer stack without its head (`model.model`), installed with `install`. ids_T: [T] int64. keep:
+    given every layer's keys and values.
     """
     if layout.total != len(ids_T):
         raise ValueError(f"the layout has {layout.total} tokens, but there are {len(ids_T)}")
@@ -294,6 +311,19 @@ def ragged_hidden(decoder: nn.Module, ids_T: Tensor, layout: Layout) -> Tensor:
         position_ids=layout.positions(ids_T.device),
         use_cache=False,
         ragged=layout,
+        keep=keep,
+    )
+    return output.last_hidden_state[0]
+
+
+def step_hidden(decoder: nn.Module, ids_R: Tensor, positions_R: Tensor, attend: Attend) -> Tensor:
+    """Final hidden states [R, D] of one token for each of R rows, with the given attention."""
+    output = decoder(
+        input_ids=ids_R[None],
+        attention_mask=ids_R.new_zeros(1, 1, 1, 1, dtype=torch.bool),
+        position_ids=positions_R[None],
+        use_cache=False,
+        attend=attend,
     )
     return output.last_hidden_state[0]
 
