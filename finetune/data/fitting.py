@@ -31,6 +31,7 @@ FORMATS: Mapping[str, Format] = {
     "messages": Format(("messages",), ("tools",), _MESSAGE),
     "prompt_completion": Format(("prompt", "completion"), ("tools",), _MESSAGE),
     "text": Format(("text",)),
+    "prompt": Format(("prompt",), ("system", "tools"), _MESSAGE),
     "pairs": Format(("chosen", "rejected"), ("prompt", "input", "system", "tools", *_RATED), _MESSAGE),
     "sharegpt_pairs": Format(("conversations", "chosen", "rejected"), ("system", "tools", *_RATED), ("from", "value")),
     "hh": Format(("chosen", "rejected"), ("prompt", *_RATED)),
@@ -56,7 +57,10 @@ class Kind:
 EXAMPLES = Kind(("alpaca", "sharegpt", "messages", "prompt_completion", "text"), "sft stages")
 RANKINGS = Kind(("pairs", "sharegpt_pairs", "hh", "ranked", "oasst", "alpaca_eval"), "reward and dpo stages")
 JUDGED = Kind(("judged",), "dpo stages with loss: kto")
-KINDS = (EXAMPLES, RANKINGS, JUDGED)
+PROMPTS = Kind(
+    ("alpaca", "sharegpt", "messages", "prompt_completion", "prompt"), "stages that sample: reject, ppo, grpo and rloo"
+)
+KINDS = (EXAMPLES, RANKINGS, JUDGED, PROMPTS)
 
 
 def kind_of_format(name: str) -> Kind:
@@ -81,6 +85,11 @@ def fitting(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, M
     if has("label") and (has("prompt", "completion") or has("messages") or has("conversations")):
         fits["judged"] = dict(fields)
     return fits
+
+
+def prompt_alone(values: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
+    """The format `prompt` for a row that fits no other: any row that says what is asked may serve for sampling."""
+    return {"prompt": dict(fields)} if fields.get("prompt", "prompt") in values else {}
 
 
 def is_transcript(value: object) -> bool:

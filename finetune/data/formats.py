@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.data.fitting import EXAMPLES, FORMATS, RANKINGS, Kind, fitting, kind_of_format
+from finetune.data.fitting import EXAMPLES, FORMATS, PROMPTS, RANKINGS, Kind, fitting, kind_of_format, prompt_alone
 from finetune.data.readers import RawRow
 from finetune.errors import DataError
 from finetune.recipe.words import did_you_mean, suggest
@@ -29,6 +29,7 @@ _OTHER_WORDS = {
 _RENAMED: Mapping[str, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "messages": ("messages",),
+    "prompt": ("prompt",),
     "text": ("text",),
     "pairs": ("prompt", "chosen", "rejected"),
     "ranked": ("prompt", "answers"),
@@ -74,6 +75,8 @@ def known_format(
     for row in rows[:_LOOK_AT_ROWS]:
         every = fitting(row.values, fields)
         fits = {fit: columns for fit, columns in every.items() if fit in kind.formats}
+        if kind is PROMPTS and not fits:
+            fits = prompt_alone(row.values, fields)
         if kind is EXAMPLES and fits and _could_be_worse(row, every, fields):
             fits = every
         if len(fits) > 1:
@@ -151,11 +154,14 @@ def _advice(there: Sequence[str], fits: Sequence[str], kind: Kind) -> str:
         if missing and all(near.values()):
             return " Did you mean " + " and ".join(f"'{need}' for '{key}'" for need, key in near.items()) + "?"
     for name, needs in _RENAMED.items():
-        if name in kind.formats:
+        # Of question and answer, the question is the prompt; the answer stays, as a column.
+        if name in kind.formats and (kind is not PROMPTS or name != "prompt_completion"):
             words = {need: next((w for w in (need, *_OTHER_WORDS[need]) if w in there), None) for need in needs}
             if all(words.values()):
                 renamed = ", ".join(f"{need}: {key}" for need, key in words.items() if need != key)
                 return f" If they are {name} under other names, say so: format: {name}, fields: {{{renamed}}}"
+    if "prompt" in there and kind is EXAMPLES:
+        return f" If they are prompts without answers: {PROMPTS.who} read those."
     return " Name the format with format: and its fields with fields: {our name: the file's name}."
 
 

@@ -12,8 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from finetune.data.convert import to_example
 from finetune.data.convert_comparisons import NoComparison, to_comparisons
+from finetune.data.convert_prompts import to_prompt
 from finetune.data.fields import RowFault
-from finetune.data.fitting import EXAMPLES, JUDGED, RANKINGS, Kind
+from finetune.data.fitting import EXAMPLES, JUDGED, PROMPTS, RANKINGS, Kind
 from finetune.data.formats import Known, known_format, unused_columns
 from finetune.data.readers import Fault, RawRow, read_file, row_of
 from finetune.errors import DataError
@@ -23,6 +24,9 @@ from finetune.shapes import ComparisonRow, Completion, Dialog, Example, Judged, 
 
 LISTED_ROWS = 5
 """How many bad or dropped rows a message names; the rest are counted."""
+
+STAGE_ROWS = "rows.jsonl"
+"""What later stages read of a stage that writes rows; what else lies in its folder is for people."""
 
 
 R = TypeVar("R", Row, ComparisonRow)
@@ -49,6 +53,11 @@ def _comparisons(row: RawRow, known: Known) -> list[ComparisonRow]:
     return [ComparisonRow(found, row.origin, extra) for found, extra in to_comparisons(row.values, known)]
 
 
+def _prompts(row: RawRow, known: Known) -> list[Row]:
+    prompt, columns = to_prompt(row.values, known)
+    return [Row(prompt, row.origin, columns)]
+
+
 def _example_key(row: Row) -> bytes:
     return content_key(row.example)
 
@@ -58,6 +67,7 @@ def _comparison_key(row: ComparisonRow) -> bytes:
 
 
 READ_EXAMPLES = Reading(EXAMPLES, "rows", _examples, _example_key)
+READ_PROMPTS = Reading(PROMPTS, "prompts", _prompts, _example_key)
 READ_RANKINGS = Reading(RANKINGS, "comparisons", _comparisons, _comparison_key)
 READ_JUDGED = Reading(JUDGED, "answers", _comparisons, _comparison_key)
 
@@ -118,7 +128,7 @@ def read_source(
     made = f" ({len(rows):,} {reading.noun})" if len(rows) != read else ""
     say(
         f"{label}: {read:,} rows{made}, format {' and '.join(formats)}"
-        + (f"; fields not used: {', '.join(notes)}" if notes else "")
+        + (f"; {'columns' if reading.kind is PROMPTS else 'fields not used'}: {', '.join(notes)}" if notes else "")
     )
     return SourceRows(source, label, " and ".join(formats), source_digest(source, locate), rows, places, skipped)
 
@@ -190,7 +200,9 @@ def _parts(
     if source.stage is not None:
         if source.stage not in stage_outputs:
             raise DataError(f"stage '{source.stage}' has no rows yet: run it first", path=label)
-        folder = stage_outputs[source.stage]
+        folder = stage_outputs[source.stage] / STAGE_ROWS
+        if not folder.is_file():
+            raise DataError(f"stage '{source.stage}' has written no rows for other stages", path=label)
     else:
         assert source.path is not None  # the schema: exactly one of path, hub, stage
         folder = locate(source.path)

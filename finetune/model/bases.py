@@ -51,6 +51,8 @@ class _Held:
     def clean(self) -> LlamaForCausalLM | None:
         """The model with its own modules in place again; None where a weight was changed (pissa and olora do that)."""
         for name, module in self.modules.items():
+            if not name:
+                continue  # the model itself
             parent_name, _, child = name.rpartition(".")
             parent = self.modules[parent_name]
             if parent._modules.get(child) is not module:
@@ -58,7 +60,7 @@ class _Held:
         if _modules(self.model).keys() != self.modules.keys() or _versions(self.model) != self.versions:
             return None
         for name in ("peft_config", "_hf_peft_config_loaded"):
-            if hasattr(self.model, name):
+            if name in vars(self.model):  # the class has defaults of its own
                 delattr(self.model, name)
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()

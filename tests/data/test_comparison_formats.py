@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from finetune.data.convert_comparisons import NoComparison, to_comparisons
 from finetune.data.fields import RowFault
-from finetune.data.fitting import EXAMPLES, FORMATS, JUDGED, RANKINGS, Kind
+from finetune.data.fitting import EXAMPLES, FORMATS, JUDGED, PROMPTS, RANKINGS, Kind
 from finetune.data.formats import Known, known_format
 from finetune.data.readers import RawRow
 from finetune.data.sources import content_key
@@ -51,7 +51,8 @@ def fault(values: Values, kind: Kind = RANKINGS, name: str = "auto") -> tuple[st
 
 
 def test_every_format_of_the_recipe_is_read_by_one_kind_of_stage() -> None:
-    read = [*EXAMPLES.formats, *RANKINGS.formats, *JUDGED.formats]
+    only_prompts = set(PROMPTS.formats) - set(EXAMPLES.formats)  # prompts are cut off conversations too
+    read = [*EXAMPLES.formats, *RANKINGS.formats, *JUDGED.formats, *only_prompts]
     assert sorted(read) == sorted(FORMATS) == sorted(set(DATA_FORMATS) - {"auto"})
 
 
