@@ -24,6 +24,8 @@ class AverageStage(Settings):
 
     @model_validator(mode="after")
     def _as_many(self) -> AverageStage:
+        if twice := [name for name in self.of if self.of.count(name) > 1]:
+            raise ValueError(f"of names {twice[0]} twice: give it more weight with weights")
         if self.weights is not None and len(self.weights) != len(self.of):
             raise ValueError(f"weights has {len(self.weights)} entries, but there are {len(self.of)} adapters")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from finetune.recipe.data_settings import DataSource
 from finetune.recipe.positions import KeyPath
 from finetune.recipe.references import WRITES, Wanted, references, row_sources
 from finetune.recipe.schema import Recipe
-from finetune.recipe.source import Source
+from finetune.recipe.source import Source, told_once
 from finetune.recipe.words import did_you_mean, suggest
 
 DATA_EXTENSIONS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -31,11 +31,13 @@ _MEANT: Mapping[Wanted, str] = {
 
 def check_files(recipe: Recipe, folder: Path, source: Source) -> list[Problem]:
     """Everything that is wrong with the files that the recipe names. `folder`: where relative paths begin."""
-    return [
-        *check_base(recipe, folder, source),
-        *check_data(recipe, folder, source),
-        *_check_adapters(recipe, folder, source),
-    ]
+    return told_once(
+        [
+            *check_base(recipe, folder, source),
+            *check_data(recipe, folder, source),
+            *_check_adapters(recipe, folder, source),
+        ]
+    )
 
 
 def located(folder: Path, path: str) -> Path:
@@ -105,30 +107,41 @@ def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) ->
             may_be_folder = wanted in ("adapter", "reward", "adapters")
             if may_be_folder and (looks_like_path(reference, slashes=0) or _is_folder(folder / reference)):
                 continue  # an adapter folder, looked at with the other files
-            if wrong := _reference_problem(reference, name, stages, wanted):
+            if wrong := _reference_problem(reference, name, stages, wanted, source):
                 problems.append(source.problem(path, *wrong))
-        if wrong := _mixed_average(stage, stages):
+        if wrong := _mixed_average(stage, stages, source):
             problems.append(source.problem(("stages", name, "of"), *wrong))
     return problems
 
 
-def _reference_problem(reference: str, reader: str, stages: Mapping[str, Any], wanted: Wanted) -> Wrong | None:
+def _reference_problem(
+    reference: str, reader: str, stages: Mapping[str, Any], wanted: Wanted, source: Source
+) -> Wrong | None:
     names = list(stages)
     above = names[: names.index(reader)]
+    told = source.stage(reference) if reference in names else reference
     if reference == reader:
-        return f"stage {reader} cannot read itself", None
+        return f"stage {told} cannot read itself", None
     if reference in above:
         if (found := _sorts(reference, stages)) and wanted not in found:
-            fitting = [name for name in above if wanted in _sorts(name, stages)]
-            kind = stages[reference].get("kind")
-            hint = f"above, these do: {', '.join(fitting)}" if fitting else "no stage above does"
-            return f"stage {reference} ({kind}) gives {_MEANT[found[0]]}, not {_MEANT[wanted]}", hint
+            fitting = _listed((name for name in above if wanted in _sorts(name, stages)), source)
+            hint = f"above, these do: {fitting}" if fitting else "no stage above does"
+            return (
+                f"stage {told} ({stages[reference].get('kind')}) gives {_MEANT[found[0]]}, not {_MEANT[wanted]}",
+                hint,
+            )
         return None
     if reference in names:
-        return f"stage '{reference}' stands below; a stage reads only stages above it", "move it up"
-    hint = did_you_mean(reference, above) or (f"above are: {', '.join(above)}" if above else "none is above")
+        return f"stage '{told}' stands below; a stage reads only stages above it", "move it up"
+    listed = _listed(above, source)
+    hint = did_you_mean(reference, listed.split(", ")) or (f"above are: {listed}" if listed else "none is above")
     what = "no stage above" if wanted in ("rows", "samples") else "neither a stage above nor an adapter folder"
     return f"'{reference}' is {what}", hint
+
+
+def _listed(names: Iterable[str], source: Source) -> str:
+    """Names as the user wrote them; a stage of a group is named once, not for each round."""
+    return ", ".join(dict.fromkeys(map(source.stage, names)))
 
 
 def _sorts(name: str, stages: Mapping[str, Any], depth: int = 0) -> tuple[Wanted, ...]:
@@ -144,14 +157,14 @@ def _sorts(name: str, stages: Mapping[str, Any], depth: int = 0) -> tuple[Wanted
     return found
 
 
-def _mixed_average(stage: Any, stages: Mapping[str, Any]) -> Wrong | None:
+def _mixed_average(stage: Any, stages: Mapping[str, Any], source: Source) -> Wrong | None:
     if not isinstance(stage, Mapping) or stage.get("kind") != "average" or not isinstance(stage.get("of"), list):
         return None
     named = [name for name in stage["of"] if isinstance(name, str) and name in stages]
     rewards = [name for name in named if "reward" in _sorts(name, stages) and "adapter" not in _sorts(name, stages)]
     if rewards and len(rewards) < len(named):
-        others = [name for name in named if name not in rewards]
-        return f"{rewards[0]} is a reward model and {others[0]} is not: they have no mean", None
+        other = next(name for name in named if name not in rewards)
+        return f"{source.stage(rewards[0])} is a reward model and {source.stage(other)} is not: they have no mean", None
     return None
 
 

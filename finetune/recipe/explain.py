@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from finetune.errors import Problem
 from finetune.recipe.learning_stages import DpoLoss
-from finetune.recipe.positions import KeyPath, key_path_text, plain_scalar
+from finetune.recipe.positions import KeyPath, plain_scalar
 from finetune.recipe.schema import Recipe, Stage
 from finetune.recipe.source import Source
 from finetune.recipe.words import describe, describe_value, did_you_mean, is_section, members, suggest, unwrap
@@ -60,7 +60,6 @@ _OTHER_TOOLS = {  # how other trainers call what a recipe calls …
     "max_tokens": "max_new_tokens",
     "kl_coef": "kl",
     "init_kl_coef": "kl",
-    "beta": "kl",
     "target": "target_kl",
     "cliprange": "clip_range",
     "epsilon": "clip_range",
@@ -85,7 +84,10 @@ _OTHER_TOOLS = {  # how other trainers call what a recipe calls …
     "critic_learning_rate": "value_learning_rate",
     "reward_funcs": "checker",
     "adapters": "of",
+    "vf_coef": "value_learning_rate",
 }
+_OTHER_STAGES = {"start_from": "policy", "policy": "start_from", "data": "prompts", "prompts": "data", "beta": "kl"}
+"""How stages of another kind call the same."""
 _OTHER_KINDS = {
     "rm": "reward",
     "reward_model": "reward",
@@ -134,7 +136,12 @@ def explain(
 
 def known_kinds() -> dict[str, type[BaseModel]]:
     """Stage kinds of this version: name → section."""
-    sections = [unwrap(member)[0] for member in members(Stage)]
+    return kinds_of(Stage)
+
+
+def kinds_of(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The sections among the alternatives that differ by their `kind`: kind → section."""
+    sections = [choice for choice in _alternatives(annotation) if is_section(choice) and "kind" in choice.model_fields]
     return {get_args(unwrap(get_type_hints(section)["kind"])[0])[0]: section for section in sections}
 
 
@@ -157,10 +164,12 @@ def _place(location: tuple[int | str, ...]) -> _Place:
     rest = list(location)
     while rest and place.expected is not None:
         choices = members(place.expected)
+        while len(choices) == 1 and choices[0] is not place.expected:  # a union in `… | None`
+            place = replace(place, expected=choices[0])
+            choices = members(place.expected)
         if len(choices) > 1:
-            label = rest.pop(0)  # pydantic names the alternative it tried: 'list[str]', or the kind of a stage
-            of_kind = known_kinds().get(str(label))
-            if of_kind in choices:
+            label = rest.pop(0)  # pydantic names the alternative it tried: 'list[str]', or the kind of a section
+            if of_kind := kinds_of(place.expected).get(str(label)):
                 place = replace(place, expected=of_kind)
                 continue
             inside = next((choice for choice in choices if _has_inside(choice)), None)
@@ -181,6 +190,14 @@ def _place(location: tuple[int | str, ...]) -> _Place:
     return place
 
 
+def _alternatives(annotation: Any) -> list[Any]:
+    """The bare types of a union, and of the unions in it."""
+    choices = members(annotation)
+    if len(choices) == 1 and choices[0] is annotation:
+        return [unwrap(annotation)[0]]
+    return [bare for choice in choices for bare in _alternatives(choice)]
+
+
 def _has_inside(annotation: Any) -> bool:
     inner, _ = unwrap(annotation)
     return get_origin(inner) in (list, dict, tuple) or is_section(inner)
@@ -189,16 +206,17 @@ def _has_inside(annotation: Any) -> bool:
 def _problem(place: _Place, detail: Any, data: Mapping[str, Any], source: Source) -> Problem:
     match detail["type"]:
         case "extra_forbidden":
-            return source.problem(place.path, "unknown key", _unknown_key_hint(place, data))
+            return source.problem(place.path, "unknown key", _unknown_key_hint(place, data, source))
         case "missing" if place.path and get_origin(unwrap(place.expected)[0]) is not tuple:
             return _missing(place, data, source)
         case "value_error":
             message = str(detail["ctx"]["error"])
             first, _, rest = message.partition(" ")
-            named = (*place.path, *first.split("."))
-            if _at(data, named) is not None:  # the message begins with the key that it is about
+            if named := _named(data, place.path, first):  # the message begins with the key that it is about
                 return source.problem(named, rest)
             return source.problem(place.path, message)
+        case "union_tag_invalid" | "union_tag_not_found":
+            return _kind_problem(place, data, source)
     if place.expected is None:
         return source.problem(place.path, f"{detail['msg']}; found {describe_value(_at(data, place.path))}")
     if place.is_key:
@@ -208,27 +226,57 @@ def _problem(place: _Place, detail: Any, data: Mapping[str, Any], source: Source
     return source.problem(place.path, message, _value_hint(place, value))
 
 
+def _named(data: Any, path: KeyPath, dotted: str) -> KeyPath | None:
+    """The key path below `path` that `dotted` names, if there is a value; stage names may hold dots."""
+    if not dotted:
+        return path if path and _at(data, path) is not None else None
+    keys = dotted.split(".")
+    here = _at(data, path)
+    for length in range(len(keys), 0, -1):
+        key = ".".join(keys[:length])
+        if isinstance(here, Mapping) and here.get(key) is not None:
+            return _named(data, (*path, key), ".".join(keys[length:]))
+    return None
+
+
+def _kind_problem(place: _Place, data: Mapping[str, Any], source: Source) -> Problem:
+    """A section in a stage whose kind is not known, or missing."""
+    kinds = kinds_of(place.expected)
+    given = _at(data, place.path)
+    known = ", ".join(kinds)
+    if not isinstance(given, Mapping) or "kind" not in given:
+        message = f"missing key: section {source.text(place.path)}, which begins here, needs it ({known})"
+        return source.problem((*place.path, "kind"), message, at=place.path)
+    kind = given["kind"]
+    found = f"'{kind}'" if isinstance(kind, str) else describe_value(kind)
+    hint = did_you_mean(kind, kinds) if isinstance(kind, str) else None
+    return source.problem((*place.path, "kind"), f"unknown kind {found}; known are: {known}", hint)
+
+
 def _missing(place: _Place, data: Mapping[str, Any], source: Source) -> Problem:
     *section, key = place.path
     given = _at(data, tuple(section))
     unknown = [name for name in given if name not in place.section.model_fields] if isinstance(given, Mapping) else []
     typo = suggest(str(key), [*unknown])
-    where = f"section {key_path_text(tuple(section))}, which begins here, needs it" if section else "a recipe needs it"
+    where = f"section {source.text(tuple(section))}, which begins here, needs it" if section else "a recipe needs it"
     if section and isinstance(section[-1], int):
         where = "the entry that begins here needs it"
     hint = f"is '{typo}' meant to be '{key}'?" if typo else None
     return source.problem(place.path, f"missing key: {where} ({describe(place.expected)})", hint, at=tuple(section))
 
 
-def _unknown_key_hint(place: _Place, data: Mapping[str, Any]) -> str:
+def _unknown_key_hint(place: _Place, data: Mapping[str, Any], source: Source) -> str:
     key = str(place.path[-1])
     allowed = allowed_keys(place.section)
     if close := suggest(key, allowed, 0.75):
         return f"did you mean '{close}'?"
     wanted = _OTHER_TOOLS.get(key.lower().replace("-", "_"), key)
-    if wanted in allowed:
-        return f"did you mean '{wanted}'?"
-    if homes := _homes(wanted, place, data):
+    for likely in (wanted, _OTHER_STAGES.get(wanted)):
+        if likely in allowed:
+            return f"did you mean '{likely}'?"
+    if key in ("repeat", "stages", "round", "rounds", "first", "then"):
+        return "rounds are for groups of stages; docs/rounds.md"
+    if homes := _homes(wanted, place, data, source):
         return f"'{wanted}' belongs to {homes[0]}" if wanted == key else f"did you mean '{wanted}' of {homes[0]}?"
     if close := suggest(key, allowed):
         return f"did you mean '{close}'?"
@@ -237,26 +285,26 @@ def _unknown_key_hint(place: _Place, data: Mapping[str, Any]) -> str:
     return f"this section knows: {', '.join(free or allowed)}"
 
 
-def _homes(key: str, place: _Place, data: Mapping[str, Any]) -> list[str]:
+def _homes(key: str, place: _Place, data: Mapping[str, Any], source: Source) -> list[str]:
     """Sections that have the key, the nearest first: of the same stage, of the recipe, of stages of other kinds."""
     in_stage = place.path[0] == "stages" and len(place.path) > 2
     name = str(place.path[1]) if in_stage else "<stage>"
     own = _at(data, ("stages", name, "kind")) if in_stage else None
-    near: list[str] = []
+    near: list[KeyPath] = []
     others: list[str] = []
     for kind, stage in known_kinds().items():
         if own in (None, kind):
             near += _inside(stage, key, ("stages", name))
         elif key in stage.model_fields:
             others.append(f"a stage of kind {kind}")
-    top = list(_inside(Recipe, key, ()))
-    return [*near, *top, *others] if in_stage else [*top, *near]
+    close, top = [source.text(path) for path in near], [source.text(path) for path in _inside(Recipe, key, ())]
+    return [*close, *top, *others] if in_stage else [*top, *close]
 
 
-def _inside(section: type[BaseModel], key: str, path: tuple[str, ...]) -> Iterator[str]:
+def _inside(section: type[BaseModel], key: str, path: KeyPath) -> Iterator[KeyPath]:
     """The section itself and sections in it, not entries of lists, that have the key."""
     if path and key in section.model_fields:
-        yield ".".join(path)
+        yield path
     for name, annotation in get_type_hints(section, include_extras=True).items():
         inner, _ = unwrap(members(annotation)[0])
         if name in section.model_fields and is_section(inner):
@@ -264,7 +312,7 @@ def _inside(section: type[BaseModel], key: str, path: tuple[str, ...]) -> Iterat
 
 
 def _value_hint(place: _Place, value: Any) -> str | None:
-    choices = [unwrap(member)[0] for member in members(place.expected)]
+    choices = _alternatives(place.expected)
     origins = [get_origin(choice) or choice for choice in choices]
     wants_section = any(map(is_section, choices)) or dict in origins
     if isinstance(value, str):
@@ -286,12 +334,18 @@ def _value_hint(place: _Place, value: Any) -> str | None:
             return f"write {{path: {value}}}"
         if list in origins and "path" in _keys_of([get_args(choice)[0] for choice in choices if get_args(choice)]):
             return f"write [{{path: {value}}}]"
-        if list in origins:
+        if of_kind := kinds_of(place.expected).get(value):
+            return f"write {{{', '.join([f'kind: {value}', *(f'{key}: …' for key in _needed(of_kind)[1:])])}}}"
+        if sections := [choice for choice in choices if is_section(choice) and len(_needed(choice)) == 1]:
+            return f"write {{{_needed(sections[0])[0]}: {value}}}" if len(choices) == 1 else None
+        if list in origins and not {int, float} & set(origins):
             return f"write [{value}]"
     if isinstance(value, float) and int in origins and value.is_integer():
         return f"write {int(value)}"
     if isinstance(value, int | float) and str in origins:
         return f"put it in quotes: '{value}'"
+    if isinstance(value, Mapping) and {"first", "then", "round"} & set(value) and not wants_section:
+        return "in a group of stages a value by round is {round: [v1, v2, …]}; docs/rounds.md"
     if isinstance(value, Mapping) and list in origins:
         return "a list has '- ' before each entry"
     if value is None and (wants_section or list in origins):
@@ -300,6 +354,10 @@ def _value_hint(place: _Place, value: Any) -> str | None:
     if value is None and field is not None and not field.is_required():
         return "remove the key to take its default"
     return None
+
+
+def _needed(section: type[BaseModel]) -> list[str]:
+    return [key for key, field in section.model_fields.items() if field.is_required()]
 
 
 def _keys_of(choices: list[Any]) -> set[str]:

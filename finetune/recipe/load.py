@@ -18,8 +18,9 @@ from finetune.recipe.checks import check_files, located, reference_problems
 from finetune.recipe.explain import explain, kind_hint, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
+from finetune.recipe.rounds import without_groups
 from finetune.recipe.schema import Recipe
-from finetune.recipe.source import Source
+from finetune.recipe.source import Source, told_once
 from finetune.recipe.words import describe_value, did_you_mean, suggest
 
 _MAX_BYTES = 4 * 2**20
@@ -28,7 +29,8 @@ _MAX_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and where it stands. `folder`: where its relative paths begin. `overrides`: the --set, as given."""
+    """A recipe, its groups written out round by round, and where it stands. `folder`: where its relative paths begin.
+    `overrides`: the --set, as given."""
 
     recipe: Recipe
     path: Path | None
@@ -103,16 +105,19 @@ def _validated(
     problems: Sequence[Problem],
 ) -> LoadedRecipe:
     given, set_problems = apply_overrides(data, overrides)
-    source = Source(name, positions, given)
-    found = [*problems, *set_problems, *_kind_problems(data, source)]
+    data, source, round_problems = without_groups(data, Source(name, positions, given))
+    found = [*problems, *set_problems, *round_problems, *_kind_problems(data, source)]
     recipe = None
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        found += explain(error, data, source, _stages_of_unknown_kind(data))
-    found += reference_problems(data, folder, source)
+        told = {problem.key_path for problem in round_problems}
+        explained = explain(error, data, source, _stages_of_unknown_kind(data))
+        found += [problem for problem in explained if problem.key_path not in told]
+    if not round_problems:  # else a name may be of no stage only because its group is wrong
+        found += reference_problems(data, folder, source)
     if recipe is None or found:
-        raise RecipeError(sorted(found, key=lambda problem: problem.line or 0), name)
+        raise RecipeError(sorted(told_once(found), key=lambda problem: problem.line or 0), name)
     return LoadedRecipe(recipe, path, folder, tuple(overrides), source)
 
 
@@ -140,7 +145,7 @@ def _kind_problems(data: Mapping[str, Any], source: Source) -> list[Problem]:
         if "kind" not in stage:
             typo = suggest("kind", [key for key in stage if isinstance(key, str)])
             hint = f"is '{typo}' meant to be 'kind'?" if typo else None
-            message = f"missing key: stage {name}, which begins here, needs it ({known})"
+            message = f"missing key: stage {source.stage(name)}, which begins here, needs it ({known})"
             problems.append(source.problem(path, message, hint, at=path[:-1]))
         elif not _is_kind(kind := stage["kind"], kinds):
             found = f"'{kind}'" if isinstance(kind, str) else describe_value(kind)

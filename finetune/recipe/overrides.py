@@ -54,7 +54,7 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> tuple[KeyPath,
                 return path, Problem(f"{key_path_text(path)} is a list with {entries}; '{key}' is none of them")
         elif not isinstance(here, dict):
             return path, Problem(f"{key_path_text(path)} is {describe_value(here)}, not a section")
-        elif path == ("stages",) and keys and key not in here:
+        elif path[-1:] == ("stages",) and keys and key not in here:
             # A section made here would be a stage without kind and data: never what was meant.
             return path, Problem(f"there is no stage '{key}'", hint=_stage_hint(str(key), here))
         elif keys and here.get(key) is None:
@@ -67,6 +67,10 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any) -> tuple[KeyPath,
 
 
 def _stage_hint(name: str, stages: Mapping[str, Any]) -> str | None:
+    for group, section in stages.items():
+        inner = section.get("stages") if isinstance(section, Mapping) else None
+        if isinstance(inner, Mapping) and name in inner:
+            return f"it is in group {group}: stages.{group}.stages.{name}"
     return did_you_mean(name, stages) or (f"the stages are: {', '.join(stages)}" if stages else None)
 
 

@@ -33,7 +33,10 @@ _KEYS: tuple[tuple[KeyPath, Wanted], ...] = (
     (("earlier",), "samples"),
     (("of",), "adapters"),
 )
-_ROW_LISTS: tuple[KeyPath, ...] = (("data",), ("prompts",), ("held_out", "data"))
+REFERENCE_KEYS = frozenset(keys for keys, _ in _KEYS)
+"""Key paths within a stage that hold a name, or a list of names."""
+ROW_LISTS: tuple[KeyPath, ...] = (("data",), ("prompts",), ("held_out", "data"))
+"""Key paths within a stage that hold data sources."""
 
 
 def references(stage: Any) -> Iterator[tuple[KeyPath, str, Wanted]]:
@@ -49,7 +52,7 @@ def references(stage: Any) -> Iterator[tuple[KeyPath, str, Wanted]]:
             for index, entry in enumerate(value):
                 if isinstance(entry, str) and entry:
                     yield (*keys, index), entry, wanted
-    for keys in _ROW_LISTS:
+    for keys in ROW_LISTS:
         entries = _inside(stage, keys)
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             name = _inside(entry, ("stage",))
@@ -60,7 +63,7 @@ def references(stage: Any) -> Iterator[tuple[KeyPath, str, Wanted]]:
 def row_sources(stage: Stage) -> list[tuple[KeyPath, DataSource]]:
     """Every data source of a stage with its key path: data or prompts, then held-out ones."""
     found: list[tuple[KeyPath, DataSource]] = []
-    for keys in _ROW_LISTS:
+    for keys in ROW_LISTS:
         entries = _inside(stage, keys) or []
         found += [((*keys, index), source) for index, source in enumerate(entries)]
     return found

@@ -110,6 +110,8 @@ class ScoredStage(Settings):
             raise ValueError(f"needs exactly one of reward and checker; has {found}")
         if self.safety is not None and self.reward is None:
             raise ValueError("safety is a second reward model: it needs reward, the first")
+        if self.safety is not None and self.safety.reward == self.reward:
+            raise ValueError(f"safety.reward is {self.reward}, as reward is: two reward models are combined")
         return self
 
 
@@ -165,6 +167,12 @@ class RejectStage(ScoredStage):
         for key, keep in owners.items():
             if key in self.model_fields_set and self.keep != keep:
                 raise ValueError(f"{key} belongs to keep: {keep}; keep: {self.keep} does not read it")
+        if self.best_n > self.samples and not self.earlier:
+            raise ValueError(f"best_n {self.best_n} is more than samples {self.samples}, the answers of a prompt")
+        if isinstance(self.temperature, list) and len(self.temperature) > self.samples:
+            raise ValueError(
+                f"temperature has {len(self.temperature)} entries, but samples is {self.samples}: each answer takes one"
+            )
         if self.keep == "above" and self.threshold is None:
             raise ValueError("keep above needs threshold, the least score")
         if self.keep == "pairs" and self.samples < 2 and not self.earlier:
@@ -258,6 +266,16 @@ class PpoStage(ScoredStage):
                 f"train.batch_size {self.train.batch_size} is more than rollouts {self.rollouts}, the answers of an "
                 "iteration"
             )
+        if self.target_kl is not None and self.kl == 0:
+            raise ValueError("target_kl adapts kl by factors: kl has to be above 0")
+        if self.target_kl is not None and self.target_kl >= self.max_kl:
+            raise ValueError(f"target_kl {self.target_kl:g} is not below max_kl {self.max_kl:g}, where training stops")
+        if self.whiten_scores and self.rollouts == 1:
+            raise ValueError(
+                "rollouts 1 leaves nothing to whiten: every score would be 0; more, or whiten_scores false"
+            )
+        if "sample_every" in self.model_fields_set and self.held_out.fraction == 0 and not self.held_out.data:
+            raise ValueError("sample_every needs held-out prompts to answer; held_out.fraction is 0")
         if self.iterations is not None and "epochs" in self.train.model_fields_set and self.train.epochs != 1.0:
             raise ValueError("train.epochs is not read where iterations is given")
         return self

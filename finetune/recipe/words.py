@@ -53,18 +53,17 @@ def describe(annotation: Any) -> str:
         return f"a {'whole ' if inner is int else ''}number{_bounds(constraints)}"
     if inner is str:
         if any(getattr(extra, "pattern", None) for extra in constraints):
-            return "a name of letters, digits, '.', '_' and '-'"
+            return "a name of up to 64 letters, digits, '.', '_' and '-'"
         return "text"
     if origin is tuple:
         inside = {describe(argument) for argument in arguments}
         return f"a list of {len(arguments)}, each {' or '.join(sorted(inside))}"
     if origin is list:
         entry = "a section" if is_section(unwrap(arguments[0])[0]) else describe(arguments[0])
-        return (
-            f"a list, each entry {entry}"
-            if not _not_empty(constraints)
-            else f"a list of at least one entry, each {entry}"
-        )
+        least = next((constraint.min_length for constraint in constraints if _is_least(constraint)), 0)
+        if not least:
+            return f"a list, each entry {entry}"
+        return f"a list of at least {'one entry' if least == 1 else f'{least} entries'}, each {entry}"
     if origin is dict and not any(is_section(member) for member in members(arguments[1])):
         return f"a section, each value {describe(arguments[1])}"
     return "a section"
@@ -104,8 +103,8 @@ def _plain(word: str) -> str:
     return word.lower().replace("-", "_")
 
 
-def _not_empty(constraints: list[Any]) -> bool:
-    return any(isinstance(constraint, annotated_types.MinLen) for constraint in constraints)
+def _is_least(constraint: Any) -> bool:
+    return isinstance(constraint, annotated_types.MinLen)
 
 
 def _bounds(constraints: list[Any]) -> str:

@@ -33,7 +33,7 @@ def test_everything_wrong_is_told_with_exit_2(finetune: Any, tmp_path: Path) -> 
     done = finetune("check", "recipe.yaml")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "recipe.yaml:1: name: missing key: a recipe needs it (a name of letters, digits, '.', '_' and '-') "
+        "recipe.yaml:1: name: missing key: a recipe needs it (a name of up to 64 letters, digits, '.', '_' and '-') "
         "(is 'nane' meant to be 'name'?)",
         "recipe.yaml:1: nane: unknown key (did you mean 'name'?)",
         "recipe.yaml:5: stages.more.kind: missing key: stage more, which begins here, needs it "

@@ -98,7 +98,7 @@ stages:
       epochs: 3
 """)
     assert told(path) == [
-        "1: name: expected a name of letters, digits, '.', '_' and '-'; found text 'my chat'",
+        "1: name: expected a name of up to 64 letters, digits, '.', '_' and '-'; found text 'my chat'",
         "2: model.base: missing key: section model, which begins here, needs it (text)",
         "3: model.lode_in: unknown key (did you mean 'load_in'?)",
         "5: adapter.rank: expected a whole number of at least 1 and at most 4096; found text 'abc'",
@@ -189,8 +189,8 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
         ("base: org/model", "base: org/model\ntrack: {wandb: true}", "4: track.wandb: expected a section or "
          "null; found "
          "true"),
-        ("name: chat\n", "", "1: name: missing key: a recipe needs it (a name of letters, digits, '.', '_' and '-')"),
-        ("  sft:\n", "  my stage:\n", "5: stages.my stage: expected a name of letters, digits, '.', '_' and "
+        ("name: chat\n", "", "1: name: missing key: a recipe needs it (a name of up to 64 letters, digits, '.', '_' and '-')"),
+        ("  sft:\n", "  my stage:\n", "5: stages.my stage: expected a name of up to 64 letters, digits, '.', '_' and "
          "'-' as the key"),
     ],
 )  # fmt: skip
