@@ -14,19 +14,21 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
+from finetune.engine.progress import MakeProgress, Progress, make_progress
 from finetune.errors import DiskFullError, InputError, RunBusyError
 from finetune.model.bases import Bases
+from finetune.plan.choose import choose
 from finetune.plan.manifest import check_files, read_manifest, write_manifest
 from finetune.plan.plan import Plan, PlannedStage, make_plan
 from finetune.quiet import calm_libraries, quiet_libraries
@@ -38,27 +40,74 @@ _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_
 _KEPT_FROM_WORK = ("metrics.jsonl", "wandb")
 
 
+class Screen(Protocol):
+    """What shows a walk while it goes on. `progress` is what a stage's Job is given."""
+
+    def open(self, plan: Plan, stages: Sequence[PlannedStage]) -> None:
+        """The walk begins, with these stages ahead."""
+
+    def begin(self, stage: PlannedStage) -> None: ...
+
+    def progress(self, title: str, total: int, done: int) -> Progress: ...
+
+    def end(self, stage: PlannedStage) -> None:
+        """The stage is done: just now, or it was already."""
+
+    def close(self) -> None:
+        """The walk has ended, also by an error."""
+
+
+class Lines:
+    """No screen of its own: every stage shows its progress by itself. stages: the walk's, as they stood before it."""
+
+    def __init__(self) -> None:
+        self.stages: tuple[PlannedStage, ...] = ()
+
+    def open(self, plan: Plan, stages: Sequence[PlannedStage]) -> None:
+        self.stages = tuple(stages)
+
+    def begin(self, stage: PlannedStage) -> None:
+        pass
+
+    def progress(self, title: str, total: int, done: int) -> Progress:
+        return make_progress(title, total, done)
+
+    def end(self, stage: PlannedStage) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def run_recipe(
     loaded: LoadedRecipe,
     runs: Path,
     say: Callable[[str], None],
     *,
-    kinds: set[str] | None = None,
+    kinds: Collection[str] | None = None,
+    until: str | None = None,
+    begin: str | None = None,
     functions: Mapping[str, Callable[..., float]] | None = None,
+    screen: Screen | None = None,
 ) -> Plan:
     """Run what is not done of a recipe: all of it, or the stages of some kinds and what they read.
 
-    say: shows the user a line. functions: checkers of kind function, by the name that the recipe has for them. Returns
-    the plan as it stands afterwards. Errors: see finetune.errors.
+    say: shows the user a line. until, begin: the last stage to run, and the first, above which all has to be done.
+    functions: checkers of kind function, by the name that the recipe has for them. screen: shows the walk. Returns the
+    plan as it stands afterwards. Errors: see finetune.errors.
     """
     _refuse_launchers()
     plan = make_plan(loaded, runs, weights=True)
-    chosen = {stage.name for stage in plan.stages if kinds is None or stage.kind in kinds}
+    stages = choose(plan, kinds=kinds, until=until, begin=begin)
     if plan.base.revision:
         say(f"{plan.base.name} at commit {plan.base.revision}")
-    bases = Bases()
-    for stage in plan.needed_for(chosen):
-        run_stage(loaded, plan, stage, runs, say, bases=bases, functions=functions)
+    bases, shown = Bases(), screen or Lines()
+    with closing(shown):
+        shown.open(plan, stages)
+        for stage in stages:
+            shown.begin(stage)
+            run_stage(loaded, plan, stage, runs, say, bases=bases, functions=functions, progress=shown.progress)
+            shown.end(stage)
     return make_plan(loaded, runs)
 
 
@@ -71,6 +120,7 @@ def run_stage(
     *,
     bases: Bases | None = None,
     functions: Mapping[str, Callable[..., float]] | None = None,
+    progress: MakeProgress = make_progress,
 ) -> None:
     """Bring one stage to its finished folder; the stages it reads are finished already."""
     with _place_for(stage.folder), _lock(stage.folder):
@@ -107,6 +157,7 @@ def run_stage(
             say=lambda line: say(f"{stage.name}: {line}"),
             bases=bases or Bases(),
             functions=functions or {},
+            progress=progress,
         )
         began = time.time()
         with _nothing_left_of_nothing(part, work), _told_when_full(part):
@@ -228,6 +279,8 @@ def _manifest(
         "stage": stage.name,
         "kind": stage.kind,
         "fingerprint": stage.fingerprint,
+        "settings": stage.settings.model_dump(mode="json"),
+        "made_of": stage.made_of,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "base": {

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from finetune.cli.options import recipe_options
 
+if TYPE_CHECKING:
+    from finetune.plan.estimate import Estimate
+
 
 @click.command()
 @recipe_options
 def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
-    """Show the stages in order: what is done, where each run lies, and the memory and disk it needs.
+    """Show the stages in order: what each reads, what is done, where each run lies, and what it needs.
 
-    Nothing is trained and no weight is loaded. The memory is an upper bound: every row max_length long.
+    Of a stage that is to be run it is said why: never run, interrupted, or what has changed since it last was. Nothing
+    is trained and no weight is loaded. The memory is an upper bound: every row max_length long.
 
     \b
     Example:
       finetune plan recipe.yaml
     """
-    from finetune.plan.estimate import GIB
     from finetune.plan.plan import make_plan
+    from finetune.plan.reasons import why
     from finetune.recipe.load import check_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -32,12 +38,33 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
     for stage in made.stages:
         reads = f", reads {', '.join(stage.inputs)}" if stage.inputs else ""
         click.echo(f"{stage.name} ({stage.kind}{reads}): {stage.state}")
+        for reason in why(made, stage):
+            click.echo(f"  why         {reason}")
         click.echo(f"  folder      {stage.folder if stage.state != 'started' else stage.part}")
-        need = stage.estimate
-        click.echo(f"  trains      {need.trainable:,} parameters")
-        click.echo(
-            f"  memory      up to {need.memory / GIB:.2f} GiB: weights {need.weights / GIB:.2f}, adapter, gradient "
-            f"{need.adapter / GIB:.2f}, optimiser {need.optimizer / GIB:.2f}, "
-            f"activations {need.activations / GIB:.2f}, head {need.head / GIB:.2f}"
-        )
-        click.echo(f"  disk        up to {need.disk / GIB:.2f} GiB")
+        if stage.state != "done":
+            for line in _needs(stage.estimate):
+                click.echo(f"  {line}")
+    counts = Counter(stage.state for stage in made.stages)
+    click.echo(", ".join(f"{counts[state]} {state}" for state in ("done", "started", "to do") if counts[state]))
+
+
+def _needs(need: Estimate) -> list[str]:
+    """Memory and disk of a stage, the parts that it has."""
+    from finetune.plan.estimate import GIB
+
+    parts = {
+        "weights": need.weights,
+        "adapter, gradient": need.adapter,
+        "frozen adapters": need.frozen,
+        "optimiser": need.optimizer,
+        "activations": need.activations,
+        "head": need.head,
+    }
+    words = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)
+    if need.cache:
+        learning = need.activations + need.head
+        words += f"; writing answers {need.cache / GIB:.2f}" + (", before it learns" if learning else "")
+    lines = [f"trains      {need.trainable:,} parameters"] if need.trainable else []
+    lines.append(f"memory      up to {need.memory / GIB:.2f} GiB: {words}")
+    lines.append(f"disk        up to {need.disk / GIB:.2f} GiB")
+    return lines

@@ -22,6 +22,7 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
       finetune show recipe.yaml
       finetune show recipe.yaml --json
     """
+    from finetune.cli.figures import lines
     from finetune.plan.manifest import read_manifest
     from finetune.plan.plan import make_plan
     from finetune.recipe.load import load_recipe
@@ -40,21 +41,5 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
     for entry in stages:
         click.echo(f"{entry['name']} ({entry['kind']}): {entry['state']}: {entry['path']}")
         if entry["metrics"]:
-            for line in _summary(entry["metrics"]):
+            for line in lines(entry["metrics"]):
                 click.echo(f"  {line}")
-
-
-def _summary(metrics: dict[str, Any]) -> list[str]:
-    lines = [f"steps       {metrics['steps']}{', stopped early' if metrics['stopped_early'] else ''}"]
-    lines.append(f"loss        {metrics['first_loss']:.4f} at the first step, {metrics['last_loss']:.4f} at the last")
-    if metrics["held_out"] is not None:
-        best = f", best {metrics['best_held_out']:.4f} at step {metrics['best_step']}"
-        lines.append(f"held out    {metrics['first_held_out']:.4f} before, {metrics['held_out']:.4f} after{best}")
-    speed = metrics["tokens"] / max(metrics["seconds"], 1e-9)
-    lines.append(
-        f"seen        {metrics['tokens']:,} tokens, {speed:,.0f} a second; {metrics['units']:,} {metrics['unit']}"
-    )
-    for when, extra in (("held out", metrics["held_out_metrics"]), ("last step", metrics["last"])):
-        if extra:
-            lines.append(f"{when:<12}" + ", ".join(f"{name} {value:.4f}" for name, value in extra.items()))
-    return lines

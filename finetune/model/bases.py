@@ -1,7 +1,13 @@
-"""The base in memory, shared by the stages of one process: loaded once, handed on without the last stage's adapters."""
+"""The base in memory, shared by the stages of one process: loaded once, handed on without the last stage's adapters.
+
+peft puts its layers where the base's stood and keeps those inside its own, and what trains sets flags on modules. All
+of that is taken back, module by module; where a weight itself was written to, or a hook was left, the base is loaded
+anew.
+"""
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +18,9 @@ if TYPE_CHECKING:  # a Job is made before torch is imported
 
     from finetune.model.base import Precision
 
+_TENSORS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+"""Attributes of a module that are looked at by content: children are put back, weights are compared."""
+
 
 class Bases:
     """At most one base at a time: asking for another lets the last one go."""
@@ -20,63 +29,82 @@ class Bases:
         self._held: _Held | None = None
 
     def forget(self) -> None:
-        """Let the base go: somebody else's trainer was on it."""
+        """Let the base go: a weight of it is about to change, or somebody else's trainer was on it."""
         self._held = None
 
     def get(self, folder: Path, precision: Precision, device: torch.device) -> LlamaForCausalLM:
         """The base of `folder`, frozen, in eval mode, without any adapter; loaded only where it is not held.
 
-        Raises BaseModelError as load_base does.
+        The caller of the last `get` must be done with its model. Raises BaseModelError as load_base does.
         """
         from finetune.model.base import load_base
 
         key = (folder.resolve(), precision, device)
-        if self._held is not None and self._held.key == key and (model := self._held.clean()) is not None:
-            return model
+        if self._held is not None and self._held.key == key and self._held.clean():
+            gc.collect()  # the last stage's adapters: peft's objects know each other, and go only so
+            return self._held.model
         self._held = None  # before the next one is loaded: never two in memory
+        gc.collect()
         model = load_base(folder, precision, device)
-        self._held = _Held(key, model, _modules(model), _versions(model))
+        self._held = _Held.of(key, model)
         return model
 
 
 @dataclass
 class _Held:
-    """modules: of the bare model by name. versions: how often each weight was written to when it was loaded."""
+    """modules: of the bare model, by name. attributes: of each, as they were when it was loaded; hooks: how many.
+
+    weights: address and write count of each. config: its content.
+    """
 
     key: tuple[Any, ...]
     model: LlamaForCausalLM
-    modules: dict[str, Any]
-    versions: dict[str, tuple[int, int]]
+    modules: dict[str, torch.nn.Module]
+    attributes: dict[str, dict[str, Any]]
+    hooks: dict[str, int]
+    weights: dict[str, tuple[int, int]]
+    config: dict[str, Any]
 
-    def clean(self) -> LlamaForCausalLM | None:
-        """The model with its own modules in place again; None where a weight was changed (pissa and olora do that)."""
+    @classmethod
+    def of(cls, key: tuple[Any, ...], model: LlamaForCausalLM) -> _Held:
+        modules = dict(model.named_modules())
+        attributes = {name: _attributes(module) for name, module in modules.items()}
+        hooks = {name: _hooks(module) for name, module in modules.items()}
+        return cls(key, model, modules, attributes, hooks, _weights(model), model.config.to_dict())
+
+    def clean(self) -> bool:
+        """Make the model what it was when it was loaded. False where that cannot be done."""
         for name, module in self.modules.items():
-            if not name:
-                continue  # the model itself
-            parent_name, _, child = name.rpartition(".")
-            parent = self.modules[parent_name]
-            if parent._modules.get(child) is not module:
-                parent._modules[child] = module
-        if _modules(self.model).keys() != self.modules.keys() or _versions(self.model) != self.versions:
-            return None
-        for name in ("peft_config", "_hf_peft_config_loaded"):
-            if name in vars(self.model):  # the class has defaults of its own
-                delattr(self.model, name)
-        if self.model.is_gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
-        for hook in ("_require_grads_hook", "_require_grads_hooks"):
-            if hasattr(self.model, hook):
-                return None
+            parent, _, child = name.rpartition(".")
+            if name and self.modules[parent]._modules.get(child) is not module:
+                self.modules[parent]._modules[child] = module
+        if dict(self.model.named_modules()).keys() != self.modules.keys() or _weights(self.model) != self.weights:
+            return False
+        if any(_hooks(module) != self.hooks[name] for name, module in self.modules.items()):
+            return False
+        for name, module in self.modules.items():
+            own, was = vars(module), self.attributes[name]
+            for added in [key for key in own if key not in was and key not in _TENSORS and not _is_hooks(key)]:
+                del own[added]
+            own.update(was)  # training mode, gradient checkpointing, what a layer notes of its first input
         self.model.requires_grad_(False)
-        self.model.eval()
-        return self.model
+        return bool(self.model.config.to_dict() == self.config)
 
 
-def _modules(model: torch.nn.Module) -> dict[str, Any]:
-    return {name: module for name, module in model.named_modules() if name} | {"": model}
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _TENSORS and not _is_hooks(name)}
 
 
-def _versions(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    """Address and write count of every weight: training an adapter changes neither."""
+def _is_hooks(name: str) -> bool:
+    return "_hooks" in name
+
+
+def _hooks(module: torch.nn.Module) -> int:
+    """How many hooks are on a module, of whatever sort: torch keeps each sort in a dict."""
+    return sum(len(value) for name, value in vars(module).items() if _is_hooks(name) and isinstance(value, dict))
+
+
+def _weights(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """Address and write count of every weight and buffer: training an adapter changes neither."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     return {name: (tensor.data_ptr(), tensor._version) for name, tensor in tensors}

@@ -6,15 +6,22 @@ Formulas and their checks against published figures: docs/memory.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from finetune.recipe.average_stage import AverageStage
+from finetune.recipe.learning_stages import DpoStage, RewardStage
+from finetune.recipe.sampling_stages import GrpoStage, PpoStage, RejectStage, RlooStage, ScoredStage, TrlOnlineStage
+from finetune.recipe.schema import Stage
 from finetune.recipe.settings import AdapterSettings, ModelSettings
-from finetune.recipe.train_settings import TrainSettings
 
 GIB = 2**30
 _NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)
 """Bits a weight: 4, an 8-bit scale for 64 weights, a 32-bit scale for 256 of those (double quantisation)."""
+_PORTION_TOKENS = 8192
+"""Of prompts and of scored answers in one forward pass without gradients (engine/rewards.py, model/generation.py)."""
+_DISK_FLOOR = 32 * 2**20
+"""Tokenizer, manifest, metrics, pictures. Rows that a reject stage keeps come on top: how many is not known before."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +78,38 @@ class Shape:
         return embeddings + (2 * self.layers + 1) * self.hidden
 
     @property
+    def per_block(self) -> int:
+        """Values a token that one block saves for its backward pass: in- and outputs of linear layers and norms."""
+        return 10 * self.hidden + 4 * self.ffn + 2 * (self.heads + 2 * self.kv_heads) * self.head
+
+    @property
     def parameters(self) -> int:
         return self.block_weights + self.other_weights
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. `memory` is the sum of the parts; `disk` is the largest a run's folder gets."""
+    """Bytes, but for `trainable`: how many parameters are trained. adapter: trained LoRA weights and their gradient.
+
+    frozen: other adapters on the same base (reference, reward). cache: of answers being written: keys, values, logits.
+    disk: the largest a run's folder gets.
+    """
 
     trainable: int
     weights: float
     adapter: float
+    frozen: float
     optimizer: float
     activations: float
     head: float
+    cache: float
     disk: float
 
     @property
     def memory(self) -> float:
-        return self.weights + self.adapter + self.optimizer + self.activations + self.head
+        """The peak: answers are written first and learnt from afterwards, so of the two the larger counts."""
+        held = self.weights + self.adapter + self.frozen + self.optimizer
+        return held + max(self.activations + self.head, self.cache)
 
 
 def lora_parameters(shape: Shape, adapter: AdapterSettings) -> int:
@@ -105,28 +125,78 @@ def lora_parameters(shape: Shape, adapter: AdapterSettings) -> int:
     return count
 
 
-def estimate(
-    config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSettings, train: TrainSettings | None
-) -> Estimate:
-    """Peak memory in training, for a micro-batch of rows that are all max_length long: an upper bound for real rows."""
+def estimate(config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSettings, stage: Stage) -> Estimate:
+    """Peak memory of a stage, were all its rows max_length long: an upper bound for real rows."""
     shape = Shape.of(config)
+    lora = lora_parameters(shape, adapter)
+    if isinstance(stage, AverageStage):
+        return _of_average(stage, shape, adapter, lora)
     wide = 4 if model.load_in == "fp32" or model.compute == "fp32" else 2
     block_bytes = {"nf4": _NF4_BITS / 8, "int8": 1, "bf16": 2, "fp32": 4}[model.load_in]
-    trainable = lora_parameters(shape, adapter)
-    if train is None:  # nothing is trained
-        train = TrainSettings(micro_batch_size=1)
-    tokens = train.micro_batch_size * model.max_length
-    # Saved for the backward pass of one block, in values a token: inputs and outputs of its linear layers and norms.
-    per_block = 10 * shape.hidden + 4 * shape.ffn + 2 * (shape.heads + 2 * shape.kv_heads) * shape.head
-    blocks = shape.layers * shape.hidden + per_block if train.gradient_checkpointing else shape.layers * per_block
     dequantised = 3 * shape.hidden * shape.ffn * wide if model.load_in in ("nf4", "int8") else 0
-    state_bytes = 2 if "8bit" in train.optimizer else 8
-    return Estimate(
-        trainable=trainable,
+    held = Estimate(
+        trainable=0,
         weights=shape.block_weights * block_bytes + shape.other_weights * wide,
+        adapter=0,
+        frozen=_frozen_adapters(stage) * lora * 4,
+        optimizer=0,
+        activations=0,
+        head=0,
+        cache=_writing(stage, shape, model.max_length, wide) + dequantised if isinstance(stage, ScoredStage) else 0,
+        disk=_DISK_FLOOR,
+    )
+    if isinstance(stage, RejectStage):
+        return held
+    train = stage.train
+    trainable = lora * (2 if isinstance(stage, PpoStage) else 1)  # PPO: policy and value
+    rows = train.micro_batch_size * (2 if isinstance(stage, RewardStage | DpoStage) else 1)  # both answers of a pair
+    tokens = rows * model.max_length
+    blocks = (
+        shape.layers * shape.hidden + shape.per_block
+        if train.gradient_checkpointing
+        else (shape.layers * shape.per_block)
+    )
+    head = 2 * 32 * 2**20 + tokens * shape.hidden * wide * 2
+    if isinstance(stage, TrlOnlineStage):  # TRL makes the logits of all answers of a micro-batch, and their softmax
+        head = rows * stage.max_new_tokens * shape.vocabulary * (wide + 4)
+    state_bytes = 2 if "8bit" in train.optimizer else 8
+    return replace(
+        held,
+        trainable=trainable,
         adapter=trainable * (4 + 4),
         optimizer=trainable * state_bytes,
         activations=tokens * blocks * wide + dequantised,
-        head=2 * 32 * 2**20 + tokens * shape.hidden * wide * 2,
-        disk=trainable * (4 + (4 + state_bytes) * (train.keep_checkpoints + 1)) + 32 * 2**20,
+        head=head,
+        disk=trainable * (4 + (4 + state_bytes) * (train.keep_checkpoints + 1)) + _DISK_FLOOR,
     )
+
+
+def _frozen_adapters(stage: Stage) -> int:
+    """How many adapters of other stages lie on the base while this one works."""
+    count = 0
+    if isinstance(stage, ScoredStage):
+        count += (stage.reward is not None) + (stage.safety is not None)
+    if isinstance(stage, RejectStage):
+        return count + (stage.policy is not None)
+    # The reference is the adapter that a stage starts from; of a fresh one it is the base itself.
+    has_reference = isinstance(stage, PpoStage) or (isinstance(stage, DpoStage) and stage.loss not in ("simpo", "orpo"))
+    has_reference = has_reference or (isinstance(stage, GrpoStage | RlooStage) and stage.kl > 0)
+    return count + (has_reference and getattr(stage, "start_from", None) is not None)
+
+
+def _writing(stage: ScoredStage, shape: Shape, max_length: int, wide: int) -> float:
+    """Bytes while answers are written and scored: keys and values, three copies of the last logits, and one block's
+    activations of the prompts, or of answers that are scored, which are taken in portions."""
+    rows = stage.rows_at_once
+    keys_values = rows * max_length * shape.layers * 2 * shape.kv_heads * shape.head * wide
+    logits = 3 * rows * shape.vocabulary * 4
+    return keys_values + logits + max(_PORTION_TOKENS, max_length) * shape.per_block * wide
+
+
+def _of_average(stage: AverageStage, shape: Shape, adapter: AdapterSettings, lora: int) -> Estimate:
+    """The adapters and their mean, on the CPU; no base. An adapter folder is taken to be of the recipe's rank."""
+    count = len(stage.of)
+    result = (
+        lora * count if stage.rank is None else lora_parameters(shape, adapter.model_copy(update={"rank": stage.rank}))
+    )
+    return Estimate(0, 0, 0, (count * lora + result) * 4, 0, 0, 0, 0, result * 4 + _DISK_FLOOR)

@@ -32,11 +32,12 @@ RULES = 2
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage. inputs: names of the stages it reads. folder: where its run is, or will be."""
+    """One stage. inputs: names of the stages it reads. folder: where its run is, or will be. made_of: see below."""
 
     name: str
     kind: str
     settings: Stage
+    made_of: Mapping[str, Any]
     fingerprint: str
     folder: Path
     state: State
@@ -74,17 +75,19 @@ def make_plan(loaded: LoadedRecipe, runs: Path, *, weights: bool = False) -> Pla
     planned: dict[str, PlannedStage] = {}
     for name, settings in recipe.stages.items():
         inputs = stages_read(settings, set(planned))
-        fingerprint = stage_fingerprint(recipe, settings, base, planned, loaded.locate)
+        content = made_of(recipe, settings, base, planned, loaded.locate)
+        fingerprint = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         folder = runs / recipe.name / f"{name}-{fingerprint[:12]}"
         planned[name] = PlannedStage(
             name,
             settings.kind,
             settings,
+            content,
             fingerprint,
             folder,
             _state(folder),
             inputs,
-            estimate(base.config, recipe.model, recipe.adapter, getattr(settings, "train", None)),
+            estimate(base.config, recipe.model, recipe.adapter, settings),
         )
     return Plan(recipe, base, tuple(planned.values()))
 
@@ -92,18 +95,6 @@ def make_plan(loaded: LoadedRecipe, runs: Path, *, weights: bool = False) -> Pla
 def stages_read(settings: Stage, above: set[str]) -> tuple[str, ...]:
     """Names of the earlier stages that a stage reads, in order, each once."""
     return tuple(dict.fromkeys(name for _, name, _ in references(settings) if name in above))
-
-
-def stage_fingerprint(
-    recipe: Recipe,
-    settings: Stage,
-    base: BaseFiles,
-    planned: Mapping[str, PlannedStage],
-    locate: Callable[[str], Path],
-) -> str:
-    """64 hex digits over `made_of`."""
-    content = made_of(recipe, settings, base, planned, locate)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def made_of(
@@ -114,7 +105,8 @@ def made_of(
     locate: Callable[[str], Path],
 ) -> dict[str, Any]:
     """All that a stage's result depends on, as JSON: settings in full, and in place of what it refers to (rows, stages,
-    adapter folders) what identifies their content. Names of files, folders and stages do not enter."""
+    adapter folders) what identifies their content. Names of files, folders and stages do not enter. The fingerprint is
+    its sha256; the manifest keeps it, so that a later plan can say what has changed (reasons.py)."""
     stage = settings.model_dump(mode="json")
     for keys, source in row_sources(settings):
         if source.stage is not None:
@@ -122,11 +114,11 @@ def made_of(
         else:
             place = source_digest(source, locate)
         rest = source.model_dump(mode="json", exclude={"path", "hub", "stage", "revision"})
-        _put(stage, keys, {"content": place, **rest})
+        put_at(stage, keys, {"content": place, **rest})
     for keys, name, wanted in references(settings):
         if wanted == "rows":
             continue
-        _put(stage, keys, f"stage:{planned[name].fingerprint}" if name in planned else adapter_digest(locate(name)))
+        put_at(stage, keys, f"stage:{planned[name].fingerprint}" if name in planned else adapter_digest(locate(name)))
     return {
         "rules": RULES,
         "seed": recipe.seed,
@@ -137,7 +129,8 @@ def made_of(
     }
 
 
-def _put(value: Any, keys: KeyPath, new: Any) -> None:
+def put_at(value: Any, keys: KeyPath, new: Any) -> None:
+    """Replace what stands at a key path of plain data."""
     for key in keys[:-1]:
         value = value[key]
     value[keys[-1]] = new

@@ -6,13 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import TypeAdapter
 
 from finetune.plan.estimate import GIB, Shape, estimate, lora_parameters
 from finetune.plan.manifest import check_files, read_manifest, write_manifest
 from finetune.plan.plan import make_plan
 from finetune.recipe.load import recipe_from_dict
+from finetune.recipe.schema import Stage
 from finetune.recipe.settings import AdapterSettings, ModelSettings
-from finetune.recipe.train_settings import TrainSettings
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
@@ -154,26 +155,95 @@ def test_parameter_counts_are_the_published_ones(config, parameters, per_rank):
 @pytest.mark.parametrize(("config", "gib"), [(LLAMA_3_8B, 5.31), (LLAMA_3_70B, 36.80), (LLAMA_32_1B, 0.96)])
 def test_nf4_weights_take_what_the_formula_says(config, gib):
     """Double-quantised blocks at 4.127 bits, embeddings and head in bf16."""
-    need = estimate(config, ModelSettings(base="b"), AdapterSettings(), TrainSettings())
+    need = needs(config)
     assert need.weights / GIB == pytest.approx(gib, abs=0.01)
 
 
-def test_memory_grows_with_what_it_should():
-    def need(model=None, adapter=None, train=None):
-        return estimate(
-            LLAMA_3_8B,
-            ModelSettings(base="b", **(model or {})),
-            AdapterSettings(**(adapter or {})),
-            TrainSettings(**(train or {})),
-        )
+def needs(config=LLAMA_3_8B, stage=None, model=None, adapter=None, **train):
+    """The estimate for one stage, sft unless it is given; train: keys of its train section."""
+    given = {"kind": "sft", **(stage or {})}
+    if given["kind"] in ("sft", "reward", "dpo"):
+        given["data"] = [{"path": "rows.jsonl"}]
+    if train:
+        given["train"] = {**given.get("train", {}), **train}
+    settings = TypeAdapter(Stage).validate_python(given)
+    return estimate(config, ModelSettings(base="b", **(model or {})), AdapterSettings(**(adapter or {})), settings)
 
-    usual = need()
-    assert need({"load_in": "bf16"}).weights > 2.5 * usual.weights
-    assert need(adapter={"rank": 128}).trainable == 2 * usual.trainable
-    assert need(train={"micro_batch_size": 8}).activations > 1.8 * usual.activations
-    assert need(train={"gradient_checkpointing": True}).activations < 0.2 * usual.activations
-    assert need(train={"optimizer": "adamw_8bit"}).optimizer == usual.optimizer / 4
-    assert need(train={"keep_checkpoints": 5}).disk > usual.disk
+
+def test_memory_grows_with_what_it_should():
+    usual = needs()
+    assert needs(model={"load_in": "bf16"}).weights > 2.5 * usual.weights
+    assert needs(adapter={"rank": 128}).trainable == 2 * usual.trainable
+    assert needs(micro_batch_size=8).activations > 1.8 * usual.activations
+    assert needs(gradient_checkpointing=True).activations < 0.2 * usual.activations
+    assert needs(optimizer="adamw_8bit").optimizer == usual.optimizer / 4
+    assert needs(keep_checkpoints=5).disk > usual.disk
+
+
+TOY = llama(8, 2, 4, 2, 16, 100)
+"""Heads of 2: q and o 8x8, k and v 8x4, three of 8x16: 384 + 192 weights a block."""
+
+
+def test_what_sampling_stages_need_by_hand():
+    """rank 1: q, o 16 each, k, v 12 each, gate, up, down 24 each = 128 a block, 256 in all; float32."""
+    model, adapter = {"load_in": "fp32", "max_length": 10}, {"rank": 1}
+    reject = {"kind": "reject", "policy": "sft", "reward": "rm", "prompts": [{"path": "p"}], "rows_at_once": 3}
+    need = needs(TOY, reject, model, adapter)
+    assert (need.trainable, need.adapter, need.optimizer, need.activations, need.head) == (0, 0, 0, 0, 0)
+    assert need.frozen == 2 * 256 * 4, "policy and reward"
+    keys_values = 3 * 10 * 2 * 2 * 2 * 2 * 4  # answers x tokens x layers x (k, v) x heads x size x bytes
+    logits = 3 * 3 * 100 * 4
+    block = 8192 * (10 * 8 + 4 * 16 + 2 * (4 + 4) * 2) * 4  # a portion of prompts through one block
+    assert need.cache == keys_values + logits + block
+    assert need.memory == need.weights + need.frozen + need.cache
+    bare = needs(TOY, reject | {"policy": None, "reward": None, "checker": {"kind": "json"}}, model)
+    assert bare.frozen == 0
+
+
+def test_what_ppo_needs_by_hand():
+    model, adapter = {"load_in": "fp32", "max_length": 10}, {"rank": 1}
+    ppo = {"kind": "ppo", "start_from": "sft", "reward": "rm", "prompts": [{"path": "p"}], "rows_at_once": 3}
+    train = {"micro_batch_size": 4}
+    need = needs(TOY, ppo, model, adapter, **train)
+    assert need.trainable == 2 * 256, "policy and value"
+    assert (need.adapter, need.optimizer) == (512 * 8, 512 * 8)
+    assert need.frozen == 2 * 256 * 4, "reference and reward"
+    sft = needs(TOY, None, model, adapter, **train)
+    assert (need.activations, need.head) == (sft.activations, sft.head), "policy and value learn one after the other"
+    assert need.memory == need.weights + need.adapter + need.frozen + need.optimizer + max(
+        need.activations + need.head, need.cache
+    )
+    two = needs(TOY, ppo | {"start_from": None, "safety": {"reward": "s"}}, model, adapter)
+    assert two.frozen == 2 * 256 * 4, "a fresh adapter's reference is the base; two reward models"
+
+
+def test_what_comparisons_need():
+    usual = needs()
+    for kind in ("reward", "dpo"):
+        assert needs(stage={"kind": kind}).activations == pytest.approx(2 * usual.activations, rel=0.01), "two answers"
+    assert (
+        needs(stage={"kind": "dpo"}).frozen
+        == needs(stage={"kind": "dpo", "start_from": "a", "loss": "orpo"}).frozen
+        == 0
+    )
+    assert needs(stage={"kind": "dpo", "start_from": "a"}).frozen == usual.trainable * 4
+
+
+def test_what_averages_need():
+    lora = needs().trainable
+    exact = needs(stage={"kind": "average", "of": ["a", "b", "c"]})
+    assert (exact.weights, exact.trainable, exact.memory) == (0, 0, (3 + 3) * lora * 4), "the ranks add up"
+    assert exact.disk == 3 * lora * 4 + 32 * 2**20
+    small = needs(stage={"kind": "average", "of": ["a", "b", "c"], "rank": 64})
+    assert small.memory == (3 + 1) * lora * 4
+
+
+def test_what_grpo_needs_beside_sft():
+    grpo = {"kind": "grpo", "start_from": "a", "reward": "rm", "prompts": [{"path": "p"}], "train": {"batch_size": 8}}
+    need = needs(stage=grpo)
+    assert need.frozen == needs().trainable * 4, "the reward model; without kl there is no reference"
+    assert needs(stage=grpo | {"kl": 0.1}).frozen == 2 * need.frozen
+    assert need.head == 4 * 256 * 128256 * (2 + 4), "logits of all answer tokens"
 
 
 def test_planning_imports_no_torch(folder):
