@@ -18,7 +18,7 @@ from finetune.recipe.checks import check_files, located, reference_problems
 from finetune.recipe.explain import explain, kind_hint, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
-from finetune.recipe.rounds import without_groups
+from finetune.recipe.rounds import repeated_work, without_groups
 from finetune.recipe.schema import Recipe
 from finetune.recipe.source import Source, told_once
 from finetune.recipe.words import describe_value, did_you_mean, suggest
@@ -116,6 +116,8 @@ def _validated(
         found += [problem for problem in explained if problem.key_path not in told]
     if not round_problems:  # else a name may be of no stage only because its group is wrong
         found += reference_problems(data, folder, source)
+    if not found:
+        found += repeated_work(data["stages"], source)
     if recipe is None or found:
         raise RecipeError(sorted(told_once(found), key=lambda problem: problem.line or 0), name)
     return LoadedRecipe(recipe, path, folder, tuple(overrides), source)

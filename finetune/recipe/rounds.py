@@ -69,8 +69,6 @@ def without_groups(data: dict[str, Any], source: Source) -> tuple[dict[str, Any]
             problems.append(_name_taken(path, name, writer.origins.get(("stages", name), ("stages", name)), source))
         else:
             flat[name] = writer.value(stage, ("stages", name), path, reader)
-    if not problems:
-        problems += [problem for group in groups.values() for problem in _same_in_two_rounds(group, flat, source)]
     return {**data, "stages": flat}, replace(source, origins=writer.origins), told_once(problems)
 
 
@@ -128,20 +126,20 @@ def _name_taken(path: KeyPath, name: str, other: KeyPath, source: Source) -> Pro
     return source.problem(path, f"there is another '{name}'{where}: {rule}")
 
 
-def _same_in_two_rounds(group: _Group, flat: Mapping[str, Any], source: Source) -> Iterator[Problem]:
-    """A stage that differs in nothing from itself in another round would do the same work again."""
-    for stage in group.stages:
-        seen: list[Any] = []
-        for number in range(1, group.rounds + 1):
-            content = flat.get(f"{stage}.{number}")
-            if isinstance(content, Mapping) and content in seen:
-                yield source.problem(
-                    ("stages", group.name, "stages", stage),
-                    f"does the same in rounds {seen.index(content) + 1} and {number}: it reads nothing that differs",
-                    "put it above the group, or let it read the round before: {first: …, then: …}",
-                )
-                break
-            seen.append(content)
+def repeated_work(stages: Mapping[str, Any], source: Source) -> Iterator[Problem]:
+    """Stages written out that differ in nothing from themselves in another round: they would do the same work again."""
+    seen: dict[KeyPath, list[Any]] = {}
+    for name, content in stages.items():
+        path = source.written(("stages", name))
+        before = seen.setdefault(path, [])
+        if content in before:
+            first = before.index(content) + 1
+            yield source.problem(
+                ("stages", name),
+                f"does the same in rounds {first} and {len(before) + 1}: nothing that it reads differs",
+                "put it above the group, or let it read the round before: {first: …, then: …}",
+            )
+        before.append(content)
 
 
 @dataclass
@@ -176,8 +174,11 @@ class _Writer:
         if reader.group is None:
             self._problem(written, "a value by round belongs to a stage in a group, which has rounds")
         elif reader.group.sure and len(values) != reader.group.rounds:
-            rounds = f"{reader.group.rounds} round{'s' if reader.group.rounds > 1 else ''}"
-            self._problem((*written, "round"), f"has {len(values)} values, but group {reader.group.name} has {rounds}")
+            self._problem(
+                written,
+                f"{{round: …}} needs a value for each of the {reader.group.rounds} rounds of group "
+                f"{reader.group.name}; found {describe_value(values)}",
+            )
         if not values:
             return None
         index = min(reader.round, len(values)) - 1
@@ -248,14 +249,12 @@ class _Writer:
                 continue
             stage, rest = entry.get("stage"), {key: inner for key, inner in entry.items() if key != "rounds"}
             if "rounds" in entry:
+                own = not isinstance(stage, str) or self.groups.get(stage) is reader.group
                 for number in self._rounds_of(entry, place, reader):
-                    at = (
-                        replace(reader, round=number) if self.groups.get(str(stage)) in (None, reader.group) else reader
-                    )
-                    names = {"stage": f"{stage}.{number}"} if stage is not None else {}
-                    others = {key: inner for key, inner in rest.items() if key != "stage"}
-                    here = (*path, len(found))
-                    found.append({**names, **self.value(others, here, place, at)})
+                    at = replace(reader, round=number) if own else reader
+                    row = self.value({**rest, "stage": None}, (*path, len(found)), place, at)
+                    row.pop("stage") if stage is None else row.update(stage=f"{stage}.{number}")
+                    found.append(row)
                 continue
             row = self.value(rest, (*path, len(found)), place, reader)
             if isinstance(row, dict) and row.get("stage") is not None:
@@ -273,7 +272,7 @@ class _Writer:
         """Of which rounds an entry with `rounds` is read. Empty after a problem."""
         which, stage = entry["rounds"], entry.get("stage")
         at = (*place, "rounds")
-        group = self.groups.get(stage) if isinstance(stage, str) else reader.group
+        group = self.groups.get(stage) if isinstance(stage, str) else reader.group if stage is None else None
         if which not in ("all", "earlier"):
             self._problem(at, f"expected one of all, earlier; found {describe_value(which)}")
         elif stage is not None and group is None:

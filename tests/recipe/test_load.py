@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
@@ -189,7 +189,8 @@ def test_one_wrong_line(write: Write, line: str, message: str) -> None:
         ("base: org/model", "base: org/model\ntrack: {wandb: true}", "4: track.wandb: expected a section or "
          "null; found "
          "true"),
-        ("name: chat\n", "", "1: name: missing key: a recipe needs it (a name of up to 64 letters, digits, '.', '_' and '-')"),
+        ("name: chat\n", "", "1: name: missing key: a recipe needs it (a name of up to 64 letters, "
+         "digits, '.', '_' and '-')"),
         ("  sft:\n", "  my stage:\n", "5: stages.my stage: expected a name of up to 64 letters, digits, '.', '_' and "
          "'-' as the key"),
     ],
@@ -353,6 +354,7 @@ def test_a_dict_is_a_recipe_too_and_is_left_alone(tmp_path: Path) -> None:
 _values = st.sampled_from([None, True, -1, 0, 3, 0.5, "", "abc", "2e-4", [], [3], ["a", None], {}, {"a": 1}])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 10**6), _values), min_size=1, max_size=3))
 def test_whatever_is_wrong_is_told_in_plain_words(changes: list[tuple[int, Any]]) -> None:
     """Any value anywhere: the recipe loads, or the message has none of pydantic's words and no key path twice."""
