@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
 from finetune.engine.progress import MakeProgress, Progress, make_progress
+from finetune.engine.sampling_journal import has_chunks
 from finetune.errors import DiskFullError, InputError, RunBusyError
 from finetune.model.bases import Bases
 from finetune.plan.choose import choose
@@ -212,11 +213,12 @@ def _told_when_full(part: Path) -> Iterator[None]:
 
 @contextmanager
 def _nothing_left_of_nothing(part: Path, work: Path) -> Iterator[None]:
-    """After an input error, remove the unfinished run, unless it has a checkpoint to go on from."""
+    """After an input error, remove the unfinished run, unless it has a checkpoint or samples to go on from."""
     try:
         yield
     except InputError:
-        if not any(path.suffix != ".part" for path in (work / "checkpoints").glob("*-*")):
+        saved = any(path.suffix != ".part" for path in (work / "checkpoints").glob("*-*"))
+        if not saved and not has_chunks(work):
             shutil.rmtree(part)
         raise
 

@@ -200,7 +200,7 @@ def run_trainer(
         "trainable_parameters": count,
         "revision": job.base.revision,
     }
-    tracker = _tracker(job, resolved)
+    tracker = open_tracker(job, resolved)
     failed = True
     torch.manual_seed(job.seed)
     try:
@@ -256,7 +256,8 @@ def _disk_bytes(weights: Mapping[str, torch.nn.Parameter], train: TrainSettings)
     return int(size * (1 + (1 + moments + best) * (train.keep_checkpoints + 1))) + 32 * 2**20
 
 
-def _tracker(job: Job, resolved: Mapping[str, Any]) -> Wandb | None:
+def open_tracker(job: Job, resolved: Mapping[str, Any]) -> Wandb | None:
+    """The stage's Weights & Biases run, None where the recipe asks for none. resolved: goes into its configuration."""
     if job.wandb is None:
         return None
     config = {"recipe": job.recipe_name, "stage": job.name, "fingerprint": job.fingerprint, **resolved}

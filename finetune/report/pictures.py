@@ -92,7 +92,7 @@ def reliability(report: dict[str, Any], *, format: Format = "svg") -> bytes:
             ylabel="accuracy",
         )  # fmt: skip
         top.legend(loc="upper left")
-        _note(top, f"accuracy {_percent(report['accuracy'])}\nECE {found['ece']:.3f}")
+        note(top, f"accuracy {_percent(report['accuracy'])}\nECE {found['ece']:.3f}")
         middles = [(row["low"] + row["high"]) / 2 for row in found["bins"]]
         below.bar(middles, [row["pairs"] for row in found["bins"]], width * 0.9, color=CHOSEN, alpha=0.8)
         below.set(xlabel="confidence: sigmoid of the gap between the two scores", ylabel="pairs")
@@ -101,7 +101,7 @@ def reliability(report: dict[str, Any], *, format: Format = "svg") -> bytes:
         _percent_axis(below.xaxis)
         _counts_axis(below.yaxis)
 
-    return _render(draw, title, format, (5.6, 5.4))
+    return render(draw, title, format, (5.6, 5.4))
 
 
 def scores(chosen: Floats, rejected: Floats, *, format: Format = "svg") -> bytes:
@@ -124,7 +124,7 @@ def scores(chosen: Floats, rejected: Floats, *, format: Format = "svg") -> bytes
         axes.grid(False, axis="x")
         _counts_axis(axes.yaxis)
 
-    return _render(draw, title, format, (6.4, 3.8))
+    return render(draw, title, format, (6.4, 3.8))
 
 
 def score_by_length(
@@ -168,9 +168,9 @@ def score_by_length(
         ]
         if drawn < 2 * len(chosen):
             lines.append(f"{drawn:,} of {2 * len(chosen):,} answers drawn")
-        _note(axes, "\n".join(lines))
+        note(axes, "\n".join(lines))
 
-    return _render(draw, title, format, (6.4, 3.8))
+    return render(draw, title, format, (6.4, 3.8))
 
 
 def accuracy_by_slice(report: dict[str, Any], column: str | None, *, format: Format = "svg") -> bytes:
@@ -195,7 +195,7 @@ def accuracy_by_slice(report: dict[str, Any], column: str | None, *, format: For
         axes.tick_params(axis="y", length=0)
         _percent_axis(axes.xaxis)
 
-    return _render(draw, title, format, (6.4, 1.5 + 0.36 * len(groups)))
+    return render(draw, title, format, (6.4, 1.5 + 0.36 * len(groups)))
 
 
 @contextmanager
@@ -207,7 +207,8 @@ def _own_settings() -> Iterator[None]:
         yield
 
 
-def _render(draw: Callable[[Any], None], title: str, format: Format, inches: tuple[float, float]) -> bytes:
+def render(draw: Callable[[Any], None], title: str, format: Format, inches: tuple[float, float]) -> bytes:
+    """A picture that `draw` draws on a figure, in the house's style, dark mode and all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -265,7 +266,7 @@ def _counts_axis(axis: Any) -> None:
     axis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def _note(axes: Any, text: str) -> None:
+def note(axes: Any, text: str) -> None:
     """Text in the lower right corner."""
     axes.annotate(
         text, (1, 0), (-6, 8), xycoords="axes fraction", textcoords="offset points", ha="right", va="bottom",
