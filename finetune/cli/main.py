@@ -32,6 +32,7 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "average": ("finetune.cli.kinds:average", "Run the recipe's averages of adapters."),
     "run": ("finetune.cli.run:run", "Run everything in the recipe that is not done yet."),
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
+    "merge": ("finetune.cli.merge:merge", "Merge adapters into their base, proven."),
     "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
 }
 
