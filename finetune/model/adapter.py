@@ -154,6 +154,8 @@ def save_adapter(
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": base_name, "revision": revision}
+    if isinstance(config["target_modules"], list):  # a set in peft, whose order differs from process to process
+        config["target_modules"].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,109 @@
+"""Several stages in one process, on one base: the same files as each stage by itself, and the base loaded once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage_recipes import Walk, dpo_stage, reward_stage, sft_stage, train, walk, write_recipe
+
+from finetune.model import base as base_module
+
+__all__ = ["walk", "write_recipe"]
+
+STAGES = {
+    "sft": sft_stage(),
+    "checkpointed": sft_stage(start_from="sft", train=train(max_steps=2, gradient_checkpointing=True)),
+    "helpful": reward_stage(start_from="sft", train=train(max_steps=2)),
+    "dpo": dpo_stage(start_from="checkpointed", train=train(max_steps=2)),
+    "fresh": sft_stage(data=[{"path": "questions.jsonl", "take": 20}]),
+}
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How each base was held that was loaded."""
+    seen: list[str] = []
+    load = base_module.load_base
+
+    def counted(folder: Path, precision: Any, device: Any) -> Any:
+        seen.append(precision.load_in)
+        return load(folder, precision, device)
+
+    monkeypatch.setattr(base_module, "load_base", counted)
+    return seen
+
+
+def results(folders: Mapping[str, Path], runs: Path | None = None) -> dict[str, Any]:
+    """Hashes of all that a stage writes but its times, and what it proves. runs: look for the same stages there."""
+    found = {}
+    for name, made in folders.items():
+        folder = made if runs is None else runs / made.parent.name / made.name
+        manifest = json.loads((folder / "manifest.json").read_text())
+        hashes = {file: entry["sha256"] for file, entry in manifest["files"].items() if file != "metrics.jsonl"}
+        clocks = {"seconds", "tokens_per_second"}
+        metrics = {key: value for key, value in manifest["metrics"].items() if key not in clocks}
+        found[name] = (hashes, metrics, manifest["proof"])
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.load_in": "nf4", "adapter.dropout": 0.1},
+        {"adapter.dora": True},
+        {"adapter.modules_to_save": ["lm_head"]},
+    ],
+    ids=["nf4", "dora", "head"],
+)
+def test_a_chain_in_one_process_is_each_stage_by_itself(
+    walk: Walk, write_recipe: Callable[..., Path], tmp_path: Path, loads: list[str], changes: Mapping[str, Any]
+) -> None:
+    from finetune.recipe.load import load_recipe
+    from finetune.run import run_recipe
+
+    together = walk(STAGES, changes, runs="together")
+    assert len(loads) == 1, "one base for the whole chain"
+    loaded = load_recipe(write_recipe(STAGES, changes))
+    for name in STAGES:
+        run_recipe(loaded, tmp_path / "apart", lambda line: None, begin=name, until=name)
+    assert len(loads) == 1 + len(STAGES)
+    assert results(together.folders, tmp_path / "apart") == results(together.folders)
+
+
+def test_what_changes_the_base_is_not_handed_on(
+    walk: Walk, write_recipe: Callable[..., Path], tmp_path: Path, loads: list[str]
+) -> None:
+    from finetune.recipe.load import load_recipe
+    from finetune.run import run_recipe
+
+    stages = {name: STAGES[name] for name in ("sft", "helpful", "fresh")}
+    together = walk(stages, {"adapter.init": "pissa"}, runs="together")
+    loaded = load_recipe(write_recipe(stages, {"adapter.init": "pissa"}))
+    for name in stages:
+        run_recipe(loaded, tmp_path / "apart", lambda line: None, begin=name, until=name)
+    assert results(together.folders, tmp_path / "apart") == results(together.folders)
+
+
+def test_a_process_for_each_stage_gives_the_same(
+    walk: Walk, tmp_path: Path, command: list[str], subprocess_env: dict[str, str]
+) -> None:
+    stages = {name: STAGES[name] for name in ("sft", "helpful")}
+    together = walk(stages, {"model.load_in": "nf4"}, runs="together")
+    for kind in ("sft", "reward"):
+        line = [*command, kind, "recipe.yaml", "--runs", "apart"]
+        subprocess.run(line, cwd=tmp_path, env=subprocess_env, check=True, capture_output=True, timeout=300)
+    assert results(together.folders, tmp_path / "apart") == results(together.folders)
+
+
+def test_after_trl_the_base_is_loaded_anew(walk: Walk, loads: list[str]) -> None:
+    pytest.importorskip("trl", reason="needs finetune[trl]")
+    stages = {"sft": sft_stage(engine="trl"), "fresh": sft_stage(data=[{"path": "questions.jsonl", "take": 20}])}
+    both = walk(stages)
+    assert len(loads) == 2
+    alone = walk({"fresh": stages["fresh"]}, runs="alone")
+    assert alone.weights("fresh") == both.weights("fresh")
