@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from finetune.recipe.explain import known_kinds
+from finetune.recipe.group_schema import GROUP_DOCS, add_groups
 from finetune.recipe.schema import Recipe
 from finetune.recipe.words import describe, is_section, members, unwrap
 
@@ -34,6 +35,7 @@ recipe. `--set key.path=value` changes one value from the command line (`--set s
 
 def schema_text() -> str:
     schema = Recipe.model_json_schema()
+    add_groups(schema)
     _tidy(schema)
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "finetune recipe"}
     return json.dumps({**head, **schema}, indent=1, ensure_ascii=False) + "\n"
@@ -48,7 +50,7 @@ def docs_text() -> str:
         else:
             first[section] = path
             text += f"\n{_section(path, section)}"
-    return text
+    return f"{text}\n{GROUP_DOCS}"
 
 
 def _tidy(value: Any) -> None:
