@@ -14,7 +14,7 @@ from finetune.data.fields import Record, RowFault, kind_of
 from finetune.data.fitting import FORMATS, kind_of_turns
 from finetune.data.formats import Known
 from finetune.families.tools_as_text import with_context
-from finetune.shapes import Completion, Dialog, Message
+from finetune.shapes import Completion, Dialog, Message, ToolCall
 
 ANSWER = "answer"
 """The column under which a row's own last answer is offered, where no column has that name."""
@@ -48,11 +48,30 @@ def to_prompt(values: Mapping[str, Any], known: Known) -> tuple[Dialog | Complet
 
 
 def prompt_fields(prompt: Dialog | Completion) -> dict[str, Any]:
-    """The fields of a row of the format `prompt`, from which `to_prompt` makes the same prompt."""
+    """A prompt as JSON: a row of the format `prompt`, where only Alpaca's separate input has a field more."""
     if isinstance(prompt, Completion):
         return {"prompt": prompt.prompt}
-    fields: dict[str, Any] = {"prompt": message_fields(prompt.messages)}
-    return {**fields, "tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else fields
+    turns = message_fields([replace(message, context=None) for message in prompt.messages])
+    for turn, message in zip(turns, prompt.messages, strict=True):
+        if message.context is not None:
+            turn["context"] = message.context
+    return {"prompt": turns, **({"tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else {})}
+
+
+def prompt_of(fields: Mapping[str, Any]) -> Dialog | Completion:
+    """The prompt that `prompt_fields` wrote."""
+    if isinstance(fields["prompt"], str):
+        return Completion(fields["prompt"], "")
+    messages = tuple(
+        Message(
+            turn["role"],
+            turn["content"],
+            tuple(ToolCall(call["name"], call["arguments"]) for call in turn.get("tool_calls", ())),
+            turn.get("context"),
+        )
+        for turn in fields["prompt"]
+    )
+    return Dialog(messages, tuple(fields.get("tools", ())))
 
 
 def message_fields(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune.data.convert_prompts import prompt_fields, to_prompt
+from finetune.data.convert_prompts import prompt_fields, prompt_of, to_prompt
 from finetune.data.fields import RowFault
 from finetune.data.fitting import EXAMPLES, PROMPTS
 from finetune.data.formats import known_format
@@ -131,4 +131,9 @@ def test_what_is_wrong_with_a_row(values: dict[str, Any], field: str, reason: st
 )
 def test_prompts_are_written_as_they_are_read(values: dict[str, Any]) -> None:
     prompt, _ = convert(values)
-    assert prompt_fields(prompt) == values
+    assert prompt_fields(prompt) == values and prompt_of(values) == prompt
+
+
+def test_a_separate_input_is_kept_apart() -> None:
+    prompt, _ = convert({"instruction": "q", "input": "i", "output": "a"})
+    assert prompt_of(prompt_fields(prompt)) == prompt
