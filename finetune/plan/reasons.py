@@ -137,7 +137,7 @@ def _source_changes(path: KeyPath, old: Any, new: Any, was: Any, now: Any) -> It
             ]
             yield Change(f"{key}: {after} changed: commit {commits[0]} -> {commits[1]}")
         else:
-            yield _content_change(key, str(new["content"]), after)
+            yield _content_change(key, str(new["content"]), _at(now, "stage") or after)
     rest = [{name: value for name, value in entry.items() if name != "content"} for entry in (old, new)]
     yield from _differences(path, rest[0], rest[1], was, now)
 
