@@ -9,15 +9,16 @@ import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from finetune.recipe.explain import known_kinds
 from finetune.recipe.group_schema import GROUP_DOCS, add_groups
+from finetune.recipe.hints import known_kinds
 from finetune.recipe.schema import Recipe
-from finetune.recipe.words import describe, is_section, members, unwrap
+from finetune.recipe.words import describe, is_section, kinds_of, members, unwrap
 
 SCHEMA_PATH = Path(__file__).with_name("schema.json")
 DOCS_PATH = Path(__file__).parents[2] / "docs" / "recipe.md"
@@ -45,6 +46,8 @@ def docs_text() -> str:
     first: dict[type[BaseModel], str] = {}
     text = _DOCS_HEAD
     for path, section in _sections(Recipe, ""):
+        if section in first and path.endswith(")"):
+            continue  # a kind of a section in a stage, such as a checker: told with the first
         if section in first:
             text += f"\n## {path}\n\nThe keys of {first[section]}.\n"
         else:
@@ -80,9 +83,11 @@ def _sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[B
                 yield from _sections(stage, f"stages.NAME (kind: {kind})")
             continue
         inner, _ = unwrap(members(annotation)[0])
+        for kind, of_kind in kinds_of(annotation).items():
+            yield from _sections(of_kind, f"{inside} (kind: {kind})")
         if is_section(inner):
             yield from _sections(inner, inside)
-        elif is_section(entry := unwrap((get_args(inner) or (None,))[0])[0]):
+        elif get_origin(inner) is list and is_section(entry := unwrap(get_args(inner)[0])[0]):
             yield from _sections(entry, f"{inside}[]")
 
 
@@ -103,8 +108,16 @@ def _default(default: Any) -> str:
     if default is PydanticUndefined:
         return "required"
     if isinstance(default, BaseModel):
-        return "its defaults"
+        usual = type(default).model_fields
+        own = {
+            key: value for key, value in default.model_dump(mode="json").items() if _differs(usual[key], default, key)
+        }
+        return "its defaults" + (f", but `{json.dumps(own)}`" if own else "")
     return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+def _differs(field: FieldInfo, default: BaseModel, key: str) -> bool:
+    return not field.is_required() and getattr(default, key) != field.default
 
 
 def _keys(section: type[BaseModel]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.checks import check_files, located, reference_problems
-from finetune.recipe.explain import explain, kind_hint, known_kinds
+from finetune.recipe.explain import explain
+from finetune.recipe.hints import kind_hint, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
 from finetune.recipe.rounds import repeated_work, without_groups

@@ -78,6 +78,16 @@ def position_at(positions: Mapping[KeyPath, Position], path: KeyPath) -> Positio
     return None
 
 
+def value_at(data: Any, path: KeyPath) -> Any:
+    """The value at the key path, None where there is none."""
+    for key in path:
+        if isinstance(data, Mapping):
+            data = data.get(key)
+        else:
+            data = data[key] if isinstance(data, list | tuple) and isinstance(key, int) and key < len(data) else None
+    return data
+
+
 def read_yaml(text: str) -> Document:
     """Read one YAML document. Problems carry lines; nothing is raised for what the text holds."""
     document = Document()

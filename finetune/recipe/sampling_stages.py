@@ -103,6 +103,16 @@ class ScoredStage(Settings):
     rows_at_once: Annotated[int, Field(ge=1)] = 64
     """Answers that are written side by side: memory for speed. Does not change the answers but for rounding."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, values: Any) -> Any:
+        """A section that names some of its keys keeps this stage's defaults of the others: `train: {max_steps: 9}`."""
+        if not isinstance(values, dict):
+            return values
+        own = {key: field.default for key, field in cls.model_fields.items() if isinstance(field.default, Settings)}
+        given = {key: values[key] for key in own if isinstance(values.get(key), dict)}
+        return {**values, **{key: {**own[key].model_dump(exclude_unset=True), **given[key]} for key in given}}
+
     @model_validator(mode="after")
     def _one_judge(self) -> ScoredStage:
         if (self.reward is None) == (self.checker is None):
@@ -235,15 +245,6 @@ class PpoStage(ScoredStage):
         epochs=1.0, batch_size=64, schedule="constant", warmup=0.0, betas=(0.9, 0.95), weight_decay=0.1
     )
     """The update: batch_size answers in one optimiser step. Defaults are Llama 2's, the rate aside."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _train_defaults(cls, values: Any) -> Any:
-        """A `train` section that names some keys keeps Llama 2's values of the others."""
-        if isinstance(values, dict) and isinstance(values.get("train"), dict):
-            own = {"epochs": 1.0, "batch_size": 64, "schedule": "constant", "warmup": 0.0, "betas": (0.9, 0.95)}
-            return {**values, "train": {**own, "weight_decay": 0.1, **values["train"]}}
-        return values
 
     @model_validator(mode="after")
     def _keys_fit(self) -> PpoStage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import BaseModel
@@ -32,6 +32,20 @@ def members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
+def alternatives(annotation: Any) -> list[Any]:
+    """The bare types of a union, and of the unions in it."""
+    choices = members(annotation)
+    if len(choices) == 1 and choices[0] is annotation:
+        return [unwrap(annotation)[0]]
+    return [bare for choice in choices for bare in alternatives(choice)]
+
+
+def kinds_of(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The sections among the alternatives that differ by their `kind`: kind → section."""
+    sections = [choice for choice in alternatives(annotation) if is_section(choice) and "kind" in choice.model_fields]
+    return {get_args(unwrap(get_type_hints(section)["kind"])[0])[0]: section for section in sections}
+
+
 def is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
@@ -39,6 +53,8 @@ def is_section(annotation: Any) -> bool:
 def describe(annotation: Any) -> str:
     """What a key may hold: "a whole number of at least 1", "one of nf4, int8, bf16, fp32", "text or null"."""
     inner, constraints = unwrap(annotation)
+    if kinds := kinds_of(annotation):
+        return f"a section of kind {', '.join(kinds)}" + (" or null" if NONE in get_args(inner) else "")
     if get_origin(inner) in (Union, types.UnionType):
         words = [describe(member) for member in members(inner)]
         if NONE in get_args(inner):
