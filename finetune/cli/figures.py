@@ -77,13 +77,13 @@ def _others(metrics: Mapping[str, Any], *, short: bool = False) -> Iterator[str]
             first, last = pair
             shown |= {first, last}
             stem = first.rpartition("_")[0]
-            yield f"{stem:<12}{_text(metrics[first])} -> {_text(metrics[last])}"
+            yield f"{stem + ' ':<12}{_text(metrics[first])} -> {_text(metrics[last])}"
         elif isinstance(value, Mapping):
             if not short:
-                yield f"{name:<12}" + ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+                yield f"{name + ' ':<12}" + ", ".join(f"{key} {_text(entry)}" for key, entry in value.items())
         elif isinstance(value, list):
             if not short:
-                yield f"{name:<12}" + ", ".join(map(_text, value))
+                yield f"{name + ' ':<12}" + ", ".join(map(_text, value))
         else:
             yield f"{name + ' ':<12}{_text(value)}"
 

@@ -100,7 +100,7 @@ def stage_of(data: Data, name: str) -> Data:
         (
             lambda d: stage_of(d, "sft")["train"].update(learning_rate=2.0),
             "sft",
-            ["train.learning_rate 0.0001 -> 0.0002"],
+            ["train.learning_rate 0.0001 -> 2.0"],
         ),
         (lambda d: stage_of(d, "sft").update(too_long="error"), "sft", ["too_long drop -> error"]),
         (lambda d: stage_of(d, "sft")["train"].update(max_steps=7), "sft", ["train.max_steps null -> 7"]),
