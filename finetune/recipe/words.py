@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel
@@ -43,7 +43,7 @@ def alternatives(annotation: Any) -> list[Any]:
 def kinds_of(annotation: Any) -> dict[str, type[BaseModel]]:
     """The sections among the alternatives that differ by their `kind`: kind → section."""
     sections = [choice for choice in alternatives(annotation) if is_section(choice) and "kind" in choice.model_fields]
-    return {get_args(unwrap(get_type_hints(section)["kind"])[0])[0]: section for section in sections}
+    return {get_args(section.model_fields["kind"].annotation)[0]: section for section in sections}
 
 
 def is_section(annotation: Any) -> bool:
