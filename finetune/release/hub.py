@@ -144,7 +144,12 @@ def collect(api: Any, title: str, owner: str, bundles: list[Bundle], *, public: 
 def told(name: str, *, uploading: bool = False) -> Iterator[None]:
     """The hub's errors as messages that say what to do. name: what was being worked on."""
     from httpx2 import TransportError
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
         yield
@@ -157,8 +162,17 @@ def told(name: str, *, uploading: bool = False) -> Iterator[None]:
         raise InputError("HF_HUB_OFFLINE is set, and publishing needs the hub; --dry-run DIR does not") from error
     except HfHubHTTPError as error:
         raise _refused(error, name, uploading) from error
-    except (TransportError, ConnectionError, TimeoutError) as error:
+    except (TransportError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
         raise FinetuneError(_lost(name, uploading, str(error))) from error
+    except RuntimeError as error:  # what went wrong with one large file, the library says so
+        if not uploading:
+            raise
+        cause = error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError):
+            raise _refused(cause, name, uploading) from error
+        raise FinetuneError(
+            _lost(name, uploading, f"{error}: {cause}" if cause is not error else str(error))
+        ) from error
 
 
 def _refused(error: Any, name: str, uploading: bool) -> FinetuneError:

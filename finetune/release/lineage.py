@@ -102,10 +102,11 @@ def trace(folder: Path, manifest: Manifest, runs: Path) -> Lineage:
 
 
 def key_of(manifest: Manifest) -> str:
-    """What identifies a manifest: the run's fingerprint, or else a sha256 of what it says."""
+    """What identifies a manifest: the run's fingerprint, or else a sha256 of what it says it was made of."""
     if fingerprint := manifest.get("fingerprint"):
         return str(fingerprint)
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    content = {key: value for key, value in manifest.items() if key not in ("format", "files", "published")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sources(member: Member, known: Mapping[str, Member], rows: Mapping[str, Member]) -> Iterator[tuple[Member, str]]:

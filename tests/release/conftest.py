@@ -4,9 +4,9 @@ import os
 
 import pytest
 from release_lab import lab
-from stage_recipes import tiny_base
+from stage_recipes import tiny_base, walk, write_recipe
 
-__all__ = ["lab", "subprocess_env", "tiny_base"]
+__all__ = ["lab", "subprocess_env", "tiny_base", "walk", "write_recipe"]
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_a_known_key_cannot_be_allowed_and_random_text_can() -> None:
 
 def test_a_long_list_is_cut_and_counted() -> None:
     findings = scan({"a.txt": "\n".join(f"/home/joe{i}" for i in range(25)).encode()}, here=HERE)
-    with pytest.raises(InputError, match="and 15 more"):
+    with pytest.raises(InputError, match=r"and 15 more"):
         refuse_findings(findings)
 
 
