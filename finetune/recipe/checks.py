@@ -151,7 +151,8 @@ def _sorts(name: str, stages: Mapping[str, Any], depth: int = 0) -> tuple[Wanted
     found = WRITES.get(kind, ()) if isinstance(kind, str) else ()
     if kind == "average" and depth < len(stages):  # of the sort of what it averages
         of = stage.get("of") if isinstance(stage, Mapping) else None
-        first = next((entry for entry in of if isinstance(entry, str) and entry in stages), None) if of else None
+        entries = of if isinstance(of, list) else []
+        first = next((entry for entry in entries if isinstance(entry, str) and entry in stages), None)
         if first is not None and (inner := _sorts(first, stages, depth + 1)):
             return ("reward", "adapters") if "reward" in inner else ("adapter", "adapters")
     return found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -449,3 +450,69 @@ def test_whatever_is_written_ends_in_a_recipe_or_in_plain_words(
         assert all(problem.key_path.partition("[")[0] for problem in error.problems)
     else:
         assert next(iter(loaded.recipe.stages)) == "sft" and "loop" not in loaded.recipe.stages
+
+
+_values = st.sampled_from(
+    [None, True, -1, 0, 3, 0.5, "", "abc", "all", [], [3], ["a", None], {}, {"a": 1}, {"round": [1, None]},
+     {"round": 3}, {"first": "sft", "then": "ppo"}, {"kind": "sft"}, "sft", "ppo", "best.2", [["sft"], {"kind": []}]]
+)  # fmt: skip
+_WHOLE = read_yaml(
+    HEAD
+    + """\
+  sft: {kind: sft, data: [{path: d}], held_out: {fraction: 0.1, data: []}, train: {epochs: 1, betas: [0.9, 0.95]}}
+  rlhf:
+    repeat: 2
+    stages:
+      a: {kind: reward, start_from: {first: sft, then: mean}, data: [{path: {round: [a, b]}, rounds: all}]}
+      b: {kind: reward, start_from: {first: sft, then: ppo}, data: [{path: d}], slices: [x]}
+      best:
+        kind: reject
+        policy: {first: sft, then: ppo}
+        checker: {kind: regex, pattern: x, ignore_case: true}
+        prompts: [{path: p}]
+        earlier: all
+        temperature_search: {candidates: {round: [[1, 2], [2, 3]]}, prompts: 3}
+      ppo:
+        kind: ppo
+        start_from: {first: sft, then: mean}
+        reward: a
+        safety: {reward: b, threshold: 0.2}
+        prompts: [{stage: best, rounds: all}]
+        train: {epochs: 1}
+      grpo: {kind: grpo, start_from: ppo, checker: {kind: json, keys: [x]}, prompts: [{path: p}], train: {epochs: 1}}
+      two: {kind: dpo, start_from: grpo, data: [{stage: best, rounds: earlier}, {path: d}], loss: kto}
+      mean: {kind: average, of: [ppo, {first: sft, then: mean}], weights: [1, 2]}
+  judges: {kind: average, of: [a, b.1]}
+  last: {kind: reject, policy: mean, reward: judges, prompts: [{path: p}]}
+"""
+).value
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(st.integers(0, 10**6), _values), min_size=1, max_size=3))
+def test_whatever_is_wrong_anywhere_is_told_in_plain_words(changes: list[tuple[int, Any]]) -> None:
+    data = copy.deepcopy(_WHOLE)
+    for number, value in changes:
+        places = list(_places(data["stages"]))
+        holder, key = places[number % len(places)]
+        holder[key] = copy.deepcopy(value)
+    try:
+        recipe_from_dict(data, Path("/"))
+    except RecipeError as error:
+        assert not re.search(
+            r"Input should|Extra inputs|Field required|[Vv]alid (string|dict|int|tuple)|Value error|NoneType",
+            str(error),
+        )
+        told = [(problem.key_path, problem.message) for problem in error.problems]
+        assert len(set(told)) == len(told) and all(message for _, message in told)
+
+
+def test_the_whole_recipe_of_the_test_above_is_right() -> None:
+    assert len(recipe_from_dict(_WHOLE, Path("/")).recipe.stages) == 17
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    keys = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in list(keys):
+        yield value, key
+        yield from _places(inner)
