@@ -10,13 +10,11 @@ from typing import Any
 
 from finetune.engine.progress import duration
 
-_LOOP_KEYS = frozenset(
-    {
-        *("steps", "stopped_early", "unit", "tokens", "units", "seconds", "first_loss", "last_loss", "last"),
-        *("first_held_out", "held_out", "best_held_out", "best_step", "measurements_since_best"),
-        *("first_held_out_metrics", "held_out_metrics"),
-    }
-)
+_LOOP_KEYS = frozenset({
+    "steps", "stopped_early", "unit", "tokens", "units", "seconds", "tokens_per_second", "first_loss", "last_loss", "last",
+    "first_held_out", "held_out", "best_held_out", "best_step", "measurements_since_best", "first_held_out_metrics",
+    "held_out_metrics",
+})  # fmt: skip
 """What the training loop reports of every kind; `lines` has words for these."""
 _BEFORE_AFTER = (("_before", "_after"), ("_first", "_last"))
 """Endings of two metrics that are one figure at two times."""
@@ -41,6 +39,9 @@ def main_figures(kind: str, manifest: Mapping[str, Any]) -> str:
             )
             shown = "KL" if name == "kl" else name
             words += _change(f"held-out {shown}" if held_out else shown, metrics, *keys, ".3f")
+    if kind == "reject" and metrics.get("best_of"):
+        words += [f"best of {k} {mean:.3f}" for k, mean in _ends(metrics["best_of"])]
+        words += [f"kept {metrics['kept']:,} with {metrics['kept_score']:.3f}"] if metrics.get("kept") else []
     return ", ".join(words) or ", ".join(line.strip() for line in _others(metrics, short=True))
 
 
@@ -64,6 +65,12 @@ def lines(metrics: Mapping[str, Any]) -> list[str]:
         if metrics.get(key):
             found.append(f"{when:<12}" + ", ".join(f"{name} {_text(value)}" for name, value in metrics[key].items()))
     return found + list(_others(metrics))
+
+
+def _ends(best_of: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The smallest and the largest k of a curve."""
+    points = sorted(best_of.items(), key=lambda point: int(point[0]))
+    return points if len(points) < 2 else [points[0], points[-1]]
 
 
 def _others(metrics: Mapping[str, Any], *, short: bool = False) -> Iterator[str]:

@@ -175,7 +175,8 @@ class _Steps:
         self.tree, self.row = tree, row
 
     def update(self, metrics: dict[str, Any]) -> None:
-        self.row.done, self.row.metrics = int(metrics["step"]), metrics
+        # PPO knows reward and KL of whole iterations: they stand until the next.
+        self.row.done, self.row.metrics = int(metrics["step"]), {**self.row.metrics, **metrics}
 
     def note(self, text: str) -> None:
         self.tree.console.print(f"{self.row.stage.name}: {text}", markup=False, highlight=False)

@@ -101,6 +101,7 @@ class Bar:
 _SHOWN: Mapping[str, tuple[str, str]] = {
     "loss": ("loss ", ".4f"),
     "score": ("score ", ".3f"),
+    "best": ("best of k ", ".3f"),
     "reward": ("reward ", ".3f"),
     "kl": ("KL ", ".3f"),
     "pass_rate": ("passed ", ".0%"),

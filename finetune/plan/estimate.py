@@ -129,8 +129,6 @@ def estimate(config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSe
     """Peak memory of a stage, were all its rows max_length long: an upper bound for real rows."""
     shape = Shape.of(config)
     lora = lora_parameters(shape, adapter)
-    if isinstance(stage, AverageStage):
-        return _of_average(stage, shape, adapter, lora)
     wide = 4 if model.load_in == "fp32" or model.compute == "fp32" else 2
     block_bytes = {"nf4": _NF4_BITS / 8, "int8": 1, "bf16": 2, "fp32": 4}[model.load_in]
     dequantised = 3 * shape.hidden * shape.ffn * wide if model.load_in in ("nf4", "int8") else 0
@@ -147,6 +145,9 @@ def estimate(config: Mapping[str, Any], model: ModelSettings, adapter: AdapterSe
     )
     if isinstance(stage, RejectStage):
         return held
+    if isinstance(stage, AverageStage):  # all of them lie on the base at once when the mean is proven
+        together, result = _averaged(stage, shape, adapter, lora)
+        return replace(held, frozen=(together + result) * 4, disk=result * 4 + _DISK_FLOOR)
     train = stage.train
     trainable = lora * (2 if isinstance(stage, PpoStage) else 1)  # PPO: policy and value
     rows = train.micro_batch_size * (2 if isinstance(stage, RewardStage | DpoStage) else 1)  # both answers of a pair
@@ -193,10 +194,9 @@ def _writing(stage: ScoredStage, shape: Shape, max_length: int, wide: int) -> fl
     return keys_values + logits + max(_PORTION_TOKENS, max_length) * shape.per_block * wide
 
 
-def _of_average(stage: AverageStage, shape: Shape, adapter: AdapterSettings, lora: int) -> Estimate:
-    """The adapters and their mean, on the CPU; no base. An adapter folder is taken to be of the recipe's rank."""
-    count = len(stage.of)
-    result = (
-        lora * count if stage.rank is None else lora_parameters(shape, adapter.model_copy(update={"rank": stage.rank}))
-    )
-    return Estimate(0, 0, 0, (count * lora + result) * 4, 0, 0, 0, 0, result * 4 + _DISK_FLOOR)
+def _averaged(stage: AverageStage, shape: Shape, adapter: AdapterSettings, lora: int) -> tuple[int, int]:
+    """LoRA parameters of the adapters together, and of their mean. A folder is taken to be of the recipe's rank."""
+    together = lora * len(stage.of)
+    if stage.rank is None:
+        return together, together
+    return together, lora_parameters(shape, adapter.model_copy(update={"rank": stage.rank}))

@@ -33,7 +33,13 @@ PPO = {
             },
             "held-out reward 0.200 -> 0.600, held-out KL 0.000 -> 0.300",
         ),
-        ("reject", {"kept": 1200, "best_of_k": {"1": 0.1}, "mean_score": 0.25}, "kept 1,200, mean_score 0.2500"),
+        (
+            "reject",
+            {"score": 0.1, "kept": 1200, "kept_score": 0.5, "best_of": {"1": 0.1, "2": 0.3, "16": 0.55}},
+            "best of 1 0.100, best of 16 0.550, kept 1,200 with 0.500",
+        ),
+        ("reject", {"score": 0.1, "kept": 0, "best_of": {"1": 0.1}}, "best of 1 0.100"),
+        ("average", {"adapters": 2, "rank": 8, "distance": 0.25}, "adapters 2, rank 8, distance 0.2500"),
         ("average", {}, ""),
     ],
 )  # fmt: skip

@@ -24,6 +24,22 @@ STAGES = {
 }
 
 
+SAMPLED = {"prompts": [{"path": "questions.jsonl", "take": 6}], "max_new_tokens": 5}
+WHOLE = {
+    "sft": STAGES["sft"],
+    "helpful": STAGES["helpful"],
+    "best": {"kind": "reject", "policy": "sft", "reward": "helpful", "samples": 4, "unfinished": "keep", **SAMPLED},
+    "sft2": sft_stage(data=[{"stage": "best"}], held_out={"fraction": 0}),
+    "ppo": {
+        **{"kind": "ppo", "start_from": "sft2", "reward": "helpful", "held_out": {"fraction": 0.3}, **SAMPLED},
+        **{"rollouts": 8, "iterations": 1, "train": {"batch_size": 4, "micro_batch_size": 2}},
+    },
+    "dpo": dpo_stage(start_from="sft2", train=train(max_steps=1)),
+    "mean": {"kind": "average", "of": ["ppo", "dpo"]},
+    "more": sft_stage(start_from="mean", train=train(max_steps=1)),
+}
+
+
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """How each base was held that was loaded."""
@@ -52,25 +68,31 @@ def results(folders: Mapping[str, Path], runs: Path | None = None) -> dict[str, 
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("stages", "changes"),
     [
-        {"model.load_in": "nf4", "adapter.dropout": 0.1},
-        {"adapter.dora": True, "adapter.modules_to_save": ["lm_head"]},
+        (STAGES, {"model.load_in": "nf4", "adapter.dropout": 0.1}),
+        (STAGES, {"adapter.dora": True, "adapter.modules_to_save": ["lm_head"]}),
+        pytest.param(WHOLE, {"model.load_in": "nf4"}, marks=pytest.mark.slow),
     ],
-    ids=["nf4", "dora, head"],
+    ids=["nf4", "dora, head", "all kinds"],
 )
 def test_a_chain_in_one_process_is_each_stage_by_itself(
-    walk: Walk, write_recipe: Callable[..., Path], tmp_path: Path, loads: list[str], changes: Mapping[str, Any]
+    walk: Walk,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    loads: list[str],
+    stages: Mapping[str, Any],
+    changes: Mapping[str, Any],
 ) -> None:
     from finetune.recipe.load import load_recipe
     from finetune.run import run_recipe
 
-    together = walk(STAGES, changes, runs="together")
+    together = walk(stages, changes, runs="together")
     assert len(loads) == 1, "one base for the whole chain"
-    loaded = load_recipe(write_recipe(STAGES, changes))
-    for name in STAGES:
+    loaded = load_recipe(write_recipe(stages, changes))
+    for name in stages:
         run_recipe(loaded, tmp_path / "apart", lambda line: None, begin=name, until=name)
-    assert len(loads) == 1 + len(STAGES)
+    assert len(loads) == 1 + len(stages)
     assert results(together.folders, tmp_path / "apart") == results(together.folders)
 
 

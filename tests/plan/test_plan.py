@@ -232,10 +232,11 @@ def test_what_comparisons_need():
 def test_what_averages_need():
     lora = needs().trainable
     exact = needs(stage={"kind": "average", "of": ["a", "b", "c"]})
-    assert (exact.weights, exact.trainable, exact.memory) == (0, 0, (3 + 3) * lora * 4), "the ranks add up"
+    assert (exact.trainable, exact.frozen) == (0, (3 + 3) * lora * 4), "the ranks add up"
+    assert exact.memory == needs().weights + exact.frozen, "the mean is proven on the base"
     assert exact.disk == 3 * lora * 4 + 32 * 2**20
     small = needs(stage={"kind": "average", "of": ["a", "b", "c"], "rank": 64})
-    assert small.memory == (3 + 1) * lora * 4
+    assert small.frozen == (3 + 1) * lora * 4
 
 
 def test_what_grpo_needs_beside_sft():
