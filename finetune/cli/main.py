@@ -34,6 +34,7 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
     "merge": ("finetune.cli.merge:merge", "Merge adapters into their base, proven."),
     "verify": ("finetune.cli.verify:verify", "Check a run, or a merged or downloaded folder, against its manifest."),
+    "export": ("finetune.cli.export:export", "Export a merged model to GGUF, Ollama or vLLM."),
     "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
     "publish": ("finetune.cli.publish:publish", "Publish a run on the hub: proven, with card and licence."),
 }

@@ -89,7 +89,7 @@ def _check_llama3(folder: Path, content: Mapping[str, Any]) -> None:
     plain = len(level) == 1 and not level[0].get("add_prefix_space") and not level[0].get("use_regex")
     if patterns != [LLAMA3_SPLIT] or not plain or not content["model"].get("ignore_merges"):
         raise InputError(
-            f"{folder}: tokenizer.json splits words otherwise than Llama 3's: llama-bpe of llama.cpp would give other ids"
+            f"{folder}: tokenizer.json splits words otherwise than Llama 3's: llama-bpe would give other ids"
         )
 
 
