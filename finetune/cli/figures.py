@@ -11,9 +11,9 @@ from typing import Any
 from finetune.engine.progress import duration
 
 _LOOP_KEYS = frozenset({
-    "steps", "stopped_early", "unit", "tokens", "units", "seconds", "tokens_per_second", "first_loss", "last_loss", "last",
+    "steps", "stopped_early", "unit", "tokens", "units", "seconds", "tokens_per_second", "first_loss", "last_loss",
     "first_held_out", "held_out", "best_held_out", "best_step", "measurements_since_best", "first_held_out_metrics",
-    "held_out_metrics",
+    "held_out_metrics", "last",
 })  # fmt: skip
 """What the training loop reports of every kind; `lines` has words for these."""
 _BEFORE_AFTER = (("_before", "_after"), ("_first", "_last"))

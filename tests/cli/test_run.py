@@ -108,3 +108,22 @@ def test_a_terminal_shows_the_whole_walk(recipe: Path, tmp_path: Path, root: Pat
     printed = (tmp_path / "out.txt").read_text()
     assert "sft: done: runs/tiny/sft-" in printed and "| sft " in printed
     assert "└─" not in printed and "\x1b" not in printed
+
+
+def test_the_guide_names_what_there_is(root: Path) -> None:
+    """docs/running.md: every command and option in it exists, and every option of `run` is in it."""
+    import re
+
+    from finetune.cli.kinds import sft
+    from finetune.cli.main import COMMANDS
+    from finetune.cli.run import run
+    from finetune.cli.show import show
+
+    text = (root / "docs" / "running.md").read_text(encoding="utf-8")
+    options = {option for command in (run, show, sft) for parameter in command.params for option in parameter.opts}
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= options
+    assert {"--until", "--from", "--dry-run", "--set", "--runs"} <= set(re.findall(r"--[a-z][a-z-]*", text))
+    table = text.partition("| command |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`(?:finetune )?([a-z]+)[` ]", table))
+    assert named <= set(COMMANDS)
+    assert {"sft", "reward", "reject", "dpo", "ppo", "grpo", "rloo", "average", "run", "plan", "show"} <= named
