@@ -170,8 +170,7 @@ def _nothing_kept(stage: RejectStage, kept: Kept) -> str:
         ways.append(f"raise max_new_tokens (now {stage.max_new_tokens}), or set unfinished: keep")
     return (
         f"no answer is kept of {kept.samples:,} to {kept.prompts:,} prompts: scores from {scores.min():.4g} to "
-        f"{scores.max():.4g}, mean {scores.mean():.4g}{lost}. {'; '.join(ways) or 'Look at the prompts'}. The samples "
-        f"are in the stage's folder of unfinished work"
+        f"{scores.max():.4g}, mean {scores.mean():.4g}{lost}. To keep some: {'; '.join(ways) or 'other prompts'}"
     )
 
 
