@@ -105,7 +105,8 @@ def reference_problems(data: Mapping[str, Any], folder: Path, source: Source) ->
         for key, reference, wanted in references(stage):
             path: KeyPath = ("stages", name, *key)
             may_be_folder = wanted in ("adapter", "reward", "adapters")
-            if may_be_folder and (looks_like_path(reference, slashes=0) or _is_folder(folder / reference)):
+            is_path = looks_like_path(reference, slashes=0) or _is_folder(folder / reference)
+            if may_be_folder and is_path and reference not in stages:
                 continue  # an adapter folder, looked at with the other files
             if wrong := _reference_problem(reference, name, stages, wanted, source):
                 problems.append(source.problem(path, *wrong))

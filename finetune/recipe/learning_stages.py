@@ -172,6 +172,11 @@ def trl_adapter_problem(kind: str, dropout: float, init: str, modules_to_save: b
     """Why TRL's trainer of this kind cannot train such an adapter; None = it can."""
     if kind == "dpo" and dropout > 0:
         return "dropout is not 0: TRL's DPO trains without dropout; use dropout 0, or engine finetune"
+    online = kind in ("grpo", "rloo")
+    if online and dropout > 0:
+        return f"dropout is not 0: TRL's {kind} trainer would write the answers with dropout on; use dropout 0"
+    if online and modules_to_save:
+        return f"modules_to_save is more than TRL's {kind} trainer can train: it is given LoRA weights only"
     if kind != "sft" and init in ("pissa", "olora"):
         return f"init {init} changes the base, which TRL's {kind} trainer would do twice; use init default"
     if kind == "reward" and modules_to_save:

@@ -296,6 +296,8 @@ class TrlOnlineStage(ScoredStage):
 
     @model_validator(mode="after")
     def _trl_can(self) -> TrlOnlineStage:
+        if "rows_at_once" in self.model_fields_set:
+            raise ValueError("rows_at_once is not read here: TRL writes all train.batch_size answers of a step at once")
         for key in ("early_stop", "eval_every"):
             if getattr(self.train, key) is not None:
                 raise ValueError(f"train.{key} is not read here: TRL's trainer is run without held-out rows")

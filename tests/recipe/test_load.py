@@ -246,6 +246,17 @@ def test_a_stage_reads_only_stages_above(write: Write, stages: str, message: str
     assert told(write(STAGES + stages)) == [message]
 
 
+def test_a_stage_comes_before_a_folder_of_its_name(write: Write) -> None:
+    path = write(
+        STAGES + "  one: {kind: reward, data: [{path: rows.jsonl}]}\n" + f"  two: {{{SFT}, start_from: one}}\n"
+    )
+    (path.parent / "one").mkdir()
+    [message] = told(path)
+    assert "stage one (reward) gives a reward model" in message
+    other = write(STAGES + f"  two: {{{SFT}, start_from: ./one}}\n")
+    assert load_recipe(other).recipe.stages["two"].start_from == "./one"
+
+
 def test_references_are_told_together_with_the_schema(write: Write) -> None:
     messages = told(write(STAGES + f"  one: {{{SFT}, start_from: gone, too_lng: drop}}\n"))
     assert len(messages) == 2 and {"too_lng" in messages[0], "too_lng" in messages[1]} == {True, False}
