@@ -33,7 +33,7 @@ _MODEL_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
     "chat_template.jinja", "*.svg",
 )  # fmt: skip
-_ROW_FILES = ("*.jsonl",)
+_ROW_FILES = ("*.jsonl", "*.svg")
 _LOGS = ("metrics.jsonl", "wandb/*", "work/*")
 _SAMPLES = "samples.jsonl"
 _OWN = (CARD, NOTICE, "LICENSE*", "LICENCE*", "USE_POLICY*", f"{FOLDER}/*")
@@ -75,8 +75,8 @@ def compose(lineage: Lineage, duties: Duties, name: str, *, base_id: str | None 
     if not any(file.endswith((".safetensors", ".gguf", ".jsonl")) for file in files):
         raise InputError(f"{folder} holds nothing to publish: no weights and no rows that its manifest knows")
     for file in ("adapter_config.json", "config.json"):
-        if file in files:
-            files[file] = _named_base(folder / file, base_id)
+        if file in files and (renamed := _named_base(folder / file, base_id)) is not None:
+            files[file] = renamed
     for file, content in duties.files().items():
         files[file] = content
     public = public_lineage(lineage, base_id)
@@ -127,6 +127,15 @@ def public_manifest(manifest: Manifest, base_id: str | None) -> dict[str, Any]:
     return {key: value for key, value in public.items() if key != "published"}
 
 
+def release_format(manifest: Manifest) -> Literal["adapter", "gguf", "rows", "transformers"]:
+    """What a folder holds: an adapter, rows, or a whole model in one of two formats."""
+    if manifest["kind"] == "reject":
+        return "rows"
+    if "adapter_config.json" in manifest["files"]:
+        return "adapter"
+    return "gguf" if any(file.endswith(".gguf") for file in manifest["files"]) else "transformers"
+
+
 def write_folder(bundle: Bundle, out: Path) -> None:
     """Write the release as it would go up. Raises InputError where `out` is in the way, DiskFullError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -169,8 +178,11 @@ def _published(
         "base_ids": [] if id is None else [id],
         "base_names": [id or public_base],
         "scores": is_reward(manifest),
+        "format": release_format(manifest),
         "adapter": _adapter(folder),
-        "rows": next((file for file in ("rows.jsonl", *files) if file in files and file.endswith(".jsonl")), None),
+        "rows": sorted(
+            (file for file in files if file.endswith(".jsonl")), key=lambda file: (file != "rows.jsonl", file)
+        ),
         "files": [file for file in files if not file.startswith(f"{FOLDER}/")],
     }
 
@@ -189,13 +201,17 @@ def _adapter(folder: Path) -> dict[str, Any] | None:
     return {"rank": max(ranks), "vllm_problem": problem}
 
 
-def _named_base(path: Path, base_id: str | None) -> bytes:
-    """A configuration that names the base as others know it, not by a folder of this machine."""
+def _named_base(path: Path, base_id: str | None) -> bytes | None:
+    """A configuration that names the base as others know it, not by a folder of this machine; None where it does."""
     config = json.loads(path.read_text(encoding="utf-8"))
-    for key in ("base_model_name_or_path", "_name_or_path"):
-        name = config.get(key)
-        if isinstance(name, str) and (public := without_private_paths(name)) != name:
-            config[key] = base_id or public
+    renamed = {
+        key: base_id or public
+        for key in ("base_model_name_or_path", "_name_or_path")
+        if isinstance(name := config.get(key), str) and (public := without_private_paths(name)) != name
+    }
+    if not renamed:
+        return None
+    config |= renamed
     return (json.dumps(config, indent=2, sort_keys=path.name == "adapter_config.json") + "\n").encode()
 
 

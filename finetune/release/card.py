@@ -11,7 +11,7 @@ import yaml
 
 from finetune.release.card_duties import duty_lines
 from finetune.release.card_loading import loading_lines
-from finetune.release.lineage import Lineage, Manifest, Member
+from finetune.release.lineage import BECOMES, Lineage, Manifest, Member
 
 _HUB_DATA = re.compile(r"^hub:([\w.-]+/[\w.-]+)@")
 _SAMPLE_LENGTH = 1200
@@ -27,6 +27,8 @@ _KINDS = {
     "reject": "answers sampled from a model and chosen by score (rejection sampling)",
     "merged": "a model merged with its adapter",
     "gguf": "a model exported to GGUF",
+    "ollama": "a model exported for Ollama",
+    "vllm": "a model exported for vLLM",
 }
 
 
@@ -70,12 +72,15 @@ def metadata(manifest: Manifest, lineage: Lineage) -> dict[str, Any]:
             **found,
             "task_categories": ["text-generation"],
             "tags": [*tags, "synthetic"],
-            "configs": [{"config_name": "default", "data_files": published["rows"]}],
+            "configs": [
+                {"config_name": name.removesuffix(".jsonl"), "data_files": name, **({} if index else {"default": True})}
+                for index, name in enumerate(published["rows"])
+            ],
         }
     if bases := published["base_ids"]:
         found["base_model"] = bases[0] if len(bases) == 1 else bases
         found["base_model_relation"] = relation(manifest)
-    found["library_name"] = {"merged": "transformers", "gguf": "gguf"}.get(kind, "peft")
+    found["library_name"] = {"adapter": "peft", "gguf": "gguf"}.get(published["format"], "transformers")
     found["pipeline_tag"] = "text-classification" if is_reward(manifest) else "text-generation"
     found["tags"] = tags
     if data := sorted({match[1] for _, source in _sources(lineage) if (match := _HUB_DATA.match(source["digest"]))}):
@@ -85,9 +90,9 @@ def metadata(manifest: Manifest, lineage: Lineage) -> dict[str, Any]:
 
 def relation(manifest: Manifest) -> str:
     """The hub's word for what the release is to its base."""
-    if manifest["kind"] == "merged":
-        return "merge" if len(manifest.get("made_from", ())) > 1 else "finetune"
-    return "quantized" if manifest["kind"] == "gguf" else "adapter"
+    if manifest["published"]["format"] != "transformers":
+        return {"adapter": "adapter", "gguf": "quantized"}[manifest["published"]["format"]]
+    return "merge" if len(manifest.get("made_from", ())) > 1 else "finetune"
 
 
 def is_reward(manifest: Manifest) -> bool:
@@ -106,12 +111,16 @@ def _opening(manifest: Manifest) -> list[str]:
     base = " and ".join(published["base_names"])
     if kind == "reject":
         about = f"Rows that a model made from {base} wrote: {_KINDS[kind]}."
-    elif kind in ("merged", "gguf"):
-        about = f"{_KINDS[kind].capitalize()}, made from {base}: {' + '.join(_names(manifest))}."
+    elif published["format"] != "adapter":
+        about = f"{_KINDS.get(kind, f'{kind} weights').capitalize()}, made from {base}: {' + '.join(_names(manifest))}."
     else:
         about = f"A LoRA adapter for {base}: {_KINDS.get(kind, kind)}."
     lines = [f"**{words}**" for words in published["built_with"]]
     return [*(line for words in lines for line in (words, "")), about]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _names(manifest: Manifest) -> list[str]:
@@ -145,7 +154,7 @@ def _picture_of(lineage: Lineage) -> list[str]:
     return ["```mermaid", "graph TD", *lines, "```", ""]
 
 
-_CONTINUED = ("starts from it", "averaged", "policy", "merged", "gguf")
+_CONTINUED = ("starts from it", "averaged", "policy", BECOMES)
 """Roles of a source that stands between a member and the base."""
 
 

@@ -25,10 +25,10 @@ def loading_lines(manifest: Manifest) -> list[str]:
             *lines,
             *_code("from datasets import load_dataset", "", f'rows = load_dataset("{name}", split="train")'),
         ]
-    if kind == "gguf":
+    if published["format"] == "gguf":
         return [*lines, *_gguf(name, published["files"])]
     scores = published["scores"]
-    if kind == "merged":
+    if published["format"] == "transformers":
         lines += _code(*(_classifier(name) if scores else _merged(name)))
         return lines if scores else [*lines, "With vLLM:", "", *_shell(f"vllm serve {name}")]
     base, is_on_hub = (published["base_ids"] or published["base_names"])[0], bool(published["base_ids"])

@@ -16,7 +16,6 @@ from finetune.release.scan import Content
 from finetune.release.terms import Terms
 
 NOTICE = "Notice"
-_WHOLE_MODELS = ("merged", "gguf", "awq", "gptq")
 
 
 @dataclass(frozen=True)
@@ -62,15 +61,19 @@ class Duties:
         files: dict[str, Content] = dict(_copies(self.terms))
         if lines := [licence.notice for licence in self.licences if licence.notice]:
             files[NOTICE] = "".join(f"{line}\n" for line in lines).encode()
+        # Apache's own, of bases that are not Meta's: there its name is in capitals.
+        attributions = {t.id: t.attribution for t in self.terms if t.meta is None and t.attribution is not None}
+        for id, path in attributions.items():
+            files["NOTICE" if len(attributions) == 1 else f"NOTICE-{id}"] = path
         policies = {t.id: t.policy for t in self.terms if t.meta is not None and t.policy is not None}
         for id, path in policies.items():
             files["USE_POLICY.md" if len(policies) == 1 else f"USE_POLICY-{id}.md"] = path
         return files
 
-    def check(self, kind: str) -> None:
-        """What may not be published at all. kind: the manifest's. Raises InputError."""
+    def check(self, *, holds_weights: bool) -> None:
+        """What may not be published at all. holds_weights: of the base, not only what was added. Raises InputError."""
         for licence in self.licences:
-            if licence.id == "llama1" and kind in _WHOLE_MODELS:
+            if licence.id == "llama1" and holds_weights:
                 raise InputError(
                     "the weights of LLaMA (the first) may not be passed on, and a merged or exported model contains "
                     "them: publish the adapter instead"

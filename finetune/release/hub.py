@@ -146,6 +146,7 @@ def told(name: str, *, uploading: bool = False) -> Iterator[None]:
     from httpx2 import TransportError
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
@@ -160,6 +161,8 @@ def told(name: str, *, uploading: bool = False) -> Iterator[None]:
         ) from error
     except OfflineModeIsEnabled as error:
         raise InputError("HF_HUB_OFFLINE is set, and publishing needs the hub; --dry-run DIR does not") from error
+    except HFValidationError as error:
+        raise InputError(f"the hub takes no such name: {name} ({error})") from error
     except HfHubHTTPError as error:
         raise _refused(error, name, uploading) from error
     except (TransportError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:

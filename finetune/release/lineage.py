@@ -23,6 +23,8 @@ FOLDER = "lineage"
 """Where a published folder keeps the manifests of what it was made from."""
 ROWS = "rows"
 """The role of sampled rows that a stage trained on."""
+BECOMES = "becomes"
+"""The role of a run that was merged, and of a model that was exported."""
 _ROLES = {"start_from": "starts from it", "stage": ROWS, "of": "averaged"}
 """What the recipe's keys are called in a lineage; the others, such as reward and policy, by their own names."""
 
@@ -98,7 +100,9 @@ def trace(folder: Path, manifest: Manifest, runs: Path) -> Lineage:
         members[member.key] = member
 
     visit(Member(manifest, folder))
-    return Lineage(tuple(members.values()), tuple(links))
+    order = list(members)
+    in_order = sorted(links, key=lambda link: (order.index(link.target), order.index(link.source), link.role))
+    return Lineage(tuple(members.values()), tuple(in_order))
 
 
 def key_of(manifest: Manifest) -> str:
@@ -112,7 +116,7 @@ def key_of(manifest: Manifest) -> str:
 def _sources(member: Member, known: Mapping[str, Member], rows: Mapping[str, Member]) -> Iterator[tuple[Member, str]]:
     manifest = member.manifest
     for made_from in manifest.get("made_from", ()):
-        yield known.get(key_of(made_from), Member(made_from, None)), str(manifest["kind"])
+        yield known.get(key_of(made_from), Member(made_from, None)), BECOMES
     if manifest.get("made_from"):
         return  # its runs say the rest
     for name, fingerprint in manifest.get("inputs", {}).items():
@@ -159,8 +163,15 @@ def _known(folder: Path, runs: Path) -> dict[str, Member]:
         for path in root.glob(f"{pattern}/{FILE}")
     }
     for place in sorted(places):
-        if place.name.endswith(".part") or place == folder or (manifest := read_manifest(place)) is None:
-            continue
-        member = Member(manifest, place)
-        known[member.key] = member
+        if not place.name.endswith(".part") and place != folder and (found := _read(place)) is not None:
+            known[found.key] = found
     return known
+
+
+def _read(place: Path) -> Member | None:
+    """The run in a folder nearby. Other programs' files are called manifest.json too: those are passed by."""
+    try:
+        manifest = read_manifest(place)
+    except InputError:
+        return None
+    return None if manifest is None or "kind" not in manifest else Member(manifest, place)

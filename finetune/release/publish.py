@@ -14,7 +14,7 @@ from pathlib import Path
 from finetune.errors import InputError
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.release import hub
-from finetune.release.bundle import Bundle, compose, write_folder
+from finetune.release.bundle import Bundle, compose, release_format, write_folder
 from finetune.release.duties import Duties, Writer
 from finetune.release.lineage import Lineage, Member, key_of, trace
 from finetune.release.scan import refuse_findings, scan
@@ -120,7 +120,7 @@ def prepare(folder: Path, settings: PublishSettings, *, network: bool, say: Say)
         assert release.folder is not None
         check_files(release.folder, release.manifest)
         duties = find_duties(line, settings, network=network, say=say)
-        duties.check(release.manifest["kind"])
+        duties.check(holds_weights=release_format(release.manifest) in ("gguf", "transformers"))
         if not release.sampled:  # rows are no model: no licence says how they are called
             duties.check_name(name.split("/")[1])
         bundles.append(compose(line, duties, name, base_id=settings.base_id, samples=settings.samples))
@@ -180,6 +180,8 @@ def _stage(member: Member) -> str:
 def _not_finished(folder: Path) -> str:
     if not folder.exists():
         return f"no such folder: {folder}. `finetune show RECIPE` prints where its stages are"
+    if folder.is_file():
+        return f"{folder} is a file: give the folder of a finished run; `finetune show {folder}` prints them"
     if folder.name.endswith(".part"):
         return f"{folder} is not finished: run its recipe again, it goes on from the last checkpoint"
     return f"{folder} has no manifest.json: not a finished run, nor a merged or exported folder"

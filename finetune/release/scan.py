@@ -114,8 +114,8 @@ def scan(files: Mapping[str, Content], *, allowed: Collection[str] = (), here: H
     found = []
     for name, content in files.items():
         for number, line in enumerate(_lines(name, content), start=1):
-            # Only a tokenizer's words are many enough to hold anybody's name by chance.
-            names = None if Path(name).name in ("tokenizer.json", "vocab.json") else here
+            # A tokenizer's words are many enough to hold anybody's name by chance.
+            names = None if Path(name).name in ("tokenizer.json", "vocab.json") or name.endswith(".gguf") else here
             found += [f for f in _in_line(name, number, line, here, names) if f.is_key or f.text not in allowed]
     return found
 

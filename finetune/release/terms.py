@@ -19,7 +19,7 @@ from finetune.plan.base_files import base_digest, read_json
 from finetune.release.licences import LICENCES, Licence, check_copy, recognise
 from finetune.release.lineage import Manifest
 
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "USE_POLICY*")
+LICENCE_FILES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*")
 _FETCHED = (*LICENCE_FILES, "README.md", "config.json")
 _META_NAMES = ("meta-llama/", "codellama/")
 
@@ -28,7 +28,8 @@ _META_NAMES = ("meta-llama/", "codellama/")
 class Terms:
     """base: what it is called. id: its licence, as the hub or its maker names it. meta: where it is one of Meta's.
 
-    copy, policy: the files to pass on, None where the base has none. witness: where the licence was read, in words.
+    copy, policy, attribution (Apache's NOTICE): the files to pass on, None where the base has none. witness: where the
+    licence was read, in words.
     """
 
     base: str
@@ -36,6 +37,7 @@ class Terms:
     meta: Licence | None
     copy: Path | None
     policy: Path | None
+    attribution: Path | None
     witness: str
     is_multimodal: bool
 
@@ -96,8 +98,8 @@ def read_terms(folder: Path, manifest: Manifest, *, stated: str | None = None, b
             if copy is None:
                 raise InputError(_no_copy(meta, folder, name))
             check_copy(meta, copy.read_text(encoding="utf-8", errors="replace"), str(copy))
-    policy = next(iter(sorted(folder.glob("USE_POLICY*"))), None)
-    return Terms(name, licence, meta, copy, policy, witness, _is_multimodal(manifest))
+    policy, attribution = (next(iter(sorted(folder.glob(p))), None) for p in ("USE_POLICY*", "NOTICE*"))
+    return Terms(name, licence, meta, copy, policy, attribution, witness, _is_multimodal(manifest))
 
 
 def _licence_file(folder: Path) -> tuple[Path | None, str | None]:

@@ -152,16 +152,16 @@ def make_rows(runs: Path, base: Path, stage: str = "best", *, text: str = "a", *
     return make_run(runs, base, stage, "reject", files=rows, **more)
 
 
-def make_merged(folder: Path, *sources_: Path, **more: Any) -> Path:
-    """A merged folder, as `finetune merge` leaves it."""
+def make_merged(folder: Path, *sources_: Path, files_: Mapping[str, bytes] | None = None, **more: Any) -> Path:
+    """A merged folder, as `finetune merge` leaves it; with other files and another kind, an exported one."""
     manifests = [json.loads((path / "manifest.json").read_text()) for path in sources_]
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(weights("merged"))
-    (folder / "config.json").write_text(
-        json.dumps({"model_type": "llama", "_name_or_path": manifests[0]["base"]["name"]})
-    )
+    config = {"model_type": "llama", "_name_or_path": manifests[0]["base"]["name"]}
+    whole = {"model.safetensors": weights("merged"), "config.json": json.dumps(config).encode()}
+    for file, content in (files_ or whole).items():
+        (folder / file).write_bytes(content)
     first = manifests[0]
-    content = {
+    manifest = {
         "name": " + ".join(manifest["name"] for manifest in manifests),
         "kind": "merged",
         **{key: first[key] for key in ("base", "family", "recipe", "environment", "finished", "seconds")},
@@ -171,5 +171,5 @@ def make_merged(folder: Path, *sources_: Path, **more: Any) -> Path:
         "files": describe_files(folder),
         **more,
     }
-    write_manifest(folder, content)
+    write_manifest(folder, manifest)
     return folder

@@ -11,6 +11,7 @@ from made_runs import COPIES, licence_text, llama, make_base, make_merged, make_
 
 from finetune.errors import InputError
 from finetune.families.base import GENERATIONS
+from finetune.release.bundle import release_format
 from finetune.release.duties import Duties
 from finetune.release.licences import HUB_IDS, LICENCES, check_copy, name_problem, recognise
 from finetune.release.lineage import trace
@@ -31,7 +32,7 @@ def duties_of(folder: Path, runs: Path, **settings: Any) -> Duties:
         network=False,
         say=lambda line: None,
     )
-    found.check(manifest_of(folder)["kind"])
+    found.check(holds_weights=release_format(manifest_of(folder)) in ("gguf", "transformers"))
     return found
 
 
