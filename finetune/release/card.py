@@ -112,7 +112,7 @@ def _opening(manifest: Manifest) -> list[str]:
     if kind == "reject":
         about = f"Rows that a model made from {base} wrote: {_KINDS[kind]}."
     elif published["format"] != "adapter":
-        about = f"{_KINDS.get(kind, f'{kind} weights').capitalize()}, made from {base}: {' + '.join(_names(manifest))}."
+        about = f"{_capital(_KINDS.get(kind, f'{kind} weights'))}, made from {base}: {' + '.join(_names(manifest))}."
     else:
         about = f"A LoRA adapter for {base}: {_KINDS.get(kind, kind)}."
     lines = [f"**{words}**" for words in published["built_with"]]

@@ -185,8 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = hub.repos.get(key)
         if repo is None or (repo.private and not hub.may_write(name)):
             raise Refusal(404, "Repository not found", "RepoNotFound")
-        if rest in ("", "revision/main"):
-            return self._answer({"id": name, "sha": repo.commits[-1], "private": repo.private, "siblings": []})
+        if rest == "" or rest.startswith("revision/"):
+            siblings = [{"rfilename": file} for file in sorted(repo.files)]
+            return self._answer({"id": name, "sha": repo.commits[-1], "private": repo.private, "siblings": siblings})
         if rest.startswith("tree/"):
             return self._answer([_entry(repo, file) for file in sorted(repo.files)])
         if not hub.may_write(name):

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from fake_hub import Hub, Repo, running
-from made_runs import make_base, make_merged, make_rows, make_run, source, weights
+from made_runs import llama, make_base, make_merged, make_rows, make_run, source, weights
 from stage_recipes import Walk, dpo_stage, reward_stage, sft_stage
 
 from finetune.cli.main import main
-from finetune.errors import FinetuneError, InputError
+from finetune.errors import BaseModelError, FinetuneError, InputError
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.release.publish import PublishSettings, publish
 
@@ -282,6 +282,51 @@ def _fingerprint(run: Path) -> str:
     return str(json.loads((run / "manifest.json").read_text())["fingerprint"])
 
 
+# --- a base that lies on the hub ---
+
+
+@pytest.fixture
+def gated(hub: Hub, tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on a base that is only on the hub, with its licence files there."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    local = llama(tmp_path, shared, "llama3.1")
+    files = {path.name: path.read_bytes() for path in local.iterdir()}
+    hub.repos["meta-llama/Llama-3.1-8B"] = Repo(private=False, files=files, commits=["a" * 40])
+    name = {"base_name": "meta-llama/Llama-3.1-8B", "revision": "a" * 40}
+    return make_run(tmp_path / "runs", local, **name)
+
+
+def test_licence_files_are_fetched_with_the_base(hub: Hub, gated: Path, send: Send) -> None:
+    send(gated, "me/Llama-chat")
+    files = hub.repos["me/Llama-chat"].files
+    assert files["LICENSE"] == hub.repos["meta-llama/Llama-3.1-8B"].files["LICENSE"]
+    assert files["Notice"].startswith(b"Llama 3.1 is licensed under")
+    assert b"base_model: meta-llama/Llama-3.1-8B" in files["README.md"]
+    assert not any("model.safetensors" in call for call in hub.calls if "resolve" in call)
+
+
+def test_a_dry_run_asks_for_what_it_does_not_fetch(hub: Hub, gated: Path, send: Send, tmp_path: Path) -> None:
+    with pytest.raises(BaseModelError, match=r"not in the local cache.*--base.*hf download"):
+        send(gated, "me/Llama-chat", dry_run=tmp_path / "out")
+    assert hub.calls == []
+    send(gated, "me/Llama-chat", dry_run=tmp_path / "out", bases=(tmp_path / "base-llama3.1",))
+    assert (tmp_path / "out" / "LICENSE").is_file()
+
+
+def test_a_base_that_one_may_not_read(hub: Hub, gated: Path, send: Send) -> None:
+    hub.repos["meta-llama/Llama-3.1-8B"].private = True
+    with pytest.raises(BaseModelError, match=r"licence files of meta-llama/Llama-3\.1-8B could not be fetched"):
+        send(gated, "me/Llama-chat")
+
+
+def test_a_name_without_llama_does_not_reach_the_hub(hub: Hub, gated: Path, send: Send) -> None:
+    with pytest.raises(InputError, match=r"For example: Llama-chat"):
+        send(gated, "me/chat")
+    assert "me/chat" not in hub.repos
+
+
 # --- what can go wrong ---
 
 
@@ -469,11 +514,30 @@ def test_a_real_chain_is_published_loaded_and_answers_as_before(
 ) -> None:
     """Trained, published, downloaded, loaded by plain peft: the same logits, and the same scores."""
     import torch
+    from datasets import load_dataset
     from huggingface_hub import snapshot_download
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    done = walk({"sft": sft_stage(), "helpful": reward_stage(start_from="sft"), "dpo": dpo_stage(start_from="sft")})
+    from finetune.release.verify import verify
+
+    best = {
+        "kind": "reject",
+        "policy": "sft",
+        "reward": "helpful",
+        "prompts": [{"path": "questions.jsonl"}],
+        "samples": 2,
+        "max_new_tokens": 8,
+        "keep": "pairs",
+        "unfinished": "keep",
+    }
+    stages = {
+        "sft": sft_stage(),
+        "helpful": reward_stage(start_from="sft"),
+        "best": best,
+        "dpo": dpo_stage(start_from="sft", data=[{"stage": "best"}]),
+    }
+    done = walk(stages)
     send(done.folders["dpo"], licence="mit", collection="Tiny")
     send(done.folders["helpful"], "me/judge", licence="mit")
     ids = torch.tensor([[480, 483, 84, 332, 484, 198]])
@@ -493,7 +557,26 @@ def test_a_real_chain_is_published_loaded_and_answers_as_before(
         assert manifest is not None
         check_files(copy, manifest)
         assert str(tiny_base).encode() not in (copy / "README.md").read_bytes()
-    assert [item["id"] for item in next(iter(hub.collections.values()))["items"]] == ["me/chat-sft", "me/chat"]
+        verified: list[str] = []
+        verify(copy, base=str(tiny_base), say=verified.append)
+        assert verified[-1].endswith(": verified")
+    items = next(iter(hub.collections.values()))["items"]
+    assert [item["id"] for item in items] == ["me/chat-sft", "me/chat-helpful", "me/chat-best", "me/chat"]
+    rows = load_dataset(
+        "json", data_files={"train": str(_saved(hub, "datasets/me/chat-best", tmp_path) / "rows.jsonl")}
+    )
+    assert {"prompt", "chosen", "rejected"} <= set(rows["train"].column_names)
+    card = hub.repos["me/chat"].files["README.md"].decode()
+    assert "-->|policy|" in card and "-->|reward|" in card and "-->|rows|" in card
+
+
+def _saved(hub: Hub, repo: str, tmp_path: Path) -> Path:
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    for name in names(hub, repo):
+        if "/" not in name:
+            (folder / name).write_bytes(hub.repos[repo].files[name])
+    return folder
 
 
 def test_data_and_sources_are_in_the_manifest_by_their_digest(hub: Hub, tmp_path: Path, base: Path, send: Send) -> None:
