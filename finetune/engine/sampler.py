@@ -24,6 +24,9 @@ from finetune.recipe.settings import AdapterSettings
 Write = Callable[[Sequence[Prompt], int, Sampling], list[list[Generated]]]
 """(prompts, samples of each, sampling) -> answers, in the order of the prompts."""
 
+VLLM_SHARE = 0.85
+"""Of the GPU's free memory, with the reward models' base in place: the rest is for their forward passes."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -36,29 +39,36 @@ class Sampler:
 
 
 def open_sampler(stage: RejectStage, job: Job) -> Sampler:
-    """Load the base and put the policy's adapter on it, all of it frozen. Raises InputError and BaseModelError."""
+    """Load the base and put the policy's adapter on it, all of it frozen. Raises InputError and BaseModelError.
+
+    With vLLM the policy is there, and the base is held here only for the reward models.
+    """
     device = choose_device(job.model.device)
     precision = choose_precision(job.model.load_in, job.model.compute, device)
-    base = job.bases.get(job.base.folder, precision, device)
-    job.say(f"base: {job.base.name}: {describe(base, precision, device)}")
     folder = None if stage.policy is None else (job.inputs.get(stage.policy) or job.locate(stage.policy))
-    model: PeftModel | None = None
     if folder is not None:
         _check_same_base(job, folder)
-        model = adapter.open_adapter(base, folder)
-        job.say(f"policy: the adapter {folder}")
-    else:
-        if stage.reward is not None:
+    job.say("policy: the bare base" if folder is None else f"policy: the adapter {folder}")
+    in_vllm = stage.engine == "vllm"
+    base, model = None, None
+    if stage.reward is not None or not in_vllm:
+        base = job.bases.get(job.base.folder, precision, device)
+        job.say(f"base: {job.base.name}: {describe(base, precision, device)}")
+        if folder is not None and not in_vllm:
+            model = adapter.open_adapter(base, folder)
+        elif stage.reward is not None:
             # peft holds adapters beside a first one: the smallest there is, which is off while the base writes.
             model = adapter.new_adapter(base, AdapterSettings(rank=1, alpha=1.0, targets=["q_proj"]), seed=0)
-        job.say("policy: the bare base")
     if model is not None:
         model.requires_grad_(False).eval()
+    if base is None or in_vllm:
+        return Sampler(_in_vllm(job, folder, device), model, device, precision)
+    ours = base
 
     def write(prompts: Sequence[Prompt], samples: int, sampling: Sampling) -> list[list[Generated]]:
         with _policy(model, folder), torch.no_grad(), loop.autocast(device, precision.compute):
             return generate(
-                base,
+                ours,
                 [prompt.ids for prompt in prompts],
                 samples,
                 sampling,
@@ -67,6 +77,21 @@ def open_sampler(stage: RejectStage, job: Job) -> Sampler:
             )
 
     return Sampler(write, model, device, precision)
+
+
+def _in_vllm(job: Job, folder: Path | None, device: torch.device) -> Write:
+    from finetune.engine.vllm_engine import open_vllm  # only now: vLLM is optional, and takes seconds
+
+    share = None
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        share = round(VLLM_SHARE * free / total, 2)
+    writes = open_vllm(job.base.folder, folder, job.model.load_in, memory_share=share)
+
+    def write(prompts: Sequence[Prompt], samples: int, sampling: Sampling) -> list[list[Generated]]:
+        return writes([prompt.ids for prompt in prompts], samples, sampling, [prompt.key for prompt in prompts])
+
+    return write
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import importlib.util
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,22 @@ RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM can be told as max_lora_rank (vllm.config.lora.MaxLoRARanks)."""
 
 
-def generate_vllm(
-    base_folder: Path,
-    adapter_folder: Path | None,
-    load_in: LoadIn,
-    prompts: Sequence[NDArray[np.integer]],
-    samples: int,
-    sampling: Sampling,
-    *,
-    keys: Sequence[int],
-) -> list[list[Generated]]:
-    """`samples` answers to each prompt, in the order of `prompts`; arguments and answers as of `generate`.
+Write = Callable[[Sequence[NDArray[np.integer]], int, Sampling, Sequence[int]], list[list[Generated]]]
+"""(prompts, samples, sampling, keys) -> answers, as `generate` gives them."""
 
-    adapter_folder: a saved PEFT adapter, None = the base itself. InputError: vLLM is not installed, or an int8 base,
-    a rank or an adapter with more than LoRA in it, which it cannot hold.
+
+def open_vllm(
+    base_folder: Path, adapter_folder: Path | None, load_in: LoadIn, *, memory_share: float | None = None
+) -> Write:
+    """Load the base in vLLM once, and return what writes with it: arguments and answers as of `generate`.
+
+    adapter_folder: a saved PEFT adapter, None = the base itself. memory_share: of the GPU's memory that vLLM may fill,
+    None = its own choice. InputError: vLLM is not installed, or an int8 base, a rank or an adapter with more than LoRA
+    in it, which it cannot hold.
     """
     engine = engine_settings(base_folder, adapter_folder, load_in)
+    if memory_share is not None:
+        engine["gpu_memory_utilization"] = memory_share
     if importlib.util.find_spec("vllm") is None:
         raise InputError(
             "vLLM is not installed: pip install vllm (in an environment of its own where its torch differs), or use "
@@ -56,17 +56,25 @@ def generate_vllm(
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    requests = request_settings(len(prompts), samples, sampling, keys)
-    outputs = LLM(**engine).generate(
-        [{"prompt_token_ids": np.asarray(prompts[index]).tolist()} for index, _ in requests],
-        [SamplingParams(**settings) for _, settings in requests],
-        lora_request=None if adapter_folder is None else LoRARequest("policy", 1, str(adapter_folder)),
-        use_tqdm=False,
-    )
-    answers: list[list[Generated]] = [[] for _ in prompts]
-    for (index, settings), output in zip(requests, outputs, strict=True):
-        answers[index].append(_generated(output.outputs[0], settings["temperature"], sampling.stop_ids))
-    return answers
+    model = LLM(**engine)
+    policy = None if adapter_folder is None else LoRARequest("policy", 1, str(adapter_folder))
+
+    def write(
+        prompts: Sequence[NDArray[np.integer]], samples: int, sampling: Sampling, keys: Sequence[int]
+    ) -> list[list[Generated]]:
+        requests = request_settings(len(prompts), samples, sampling, keys)
+        outputs = model.generate(
+            [{"prompt_token_ids": np.asarray(prompts[index]).tolist()} for index, _ in requests],
+            [SamplingParams(**settings) for _, settings in requests],
+            lora_request=policy,
+            use_tqdm=False,
+        )
+        answers: list[list[Generated]] = [[] for _ in prompts]
+        for (index, settings), output in zip(requests, outputs, strict=True):
+            answers[index].append(_generated(output.outputs[0], settings["temperature"], sampling.stop_ids))
+        return answers
+
+    return write
 
 
 def engine_settings(base_folder: Path, adapter_folder: Path | None, load_in: LoadIn) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import importlib.util
 import json
 
-import numpy as np
 import pytest
 
-from finetune.engine.vllm_engine import engine_settings, generate_vllm, request_settings
+from finetune.engine.vllm_engine import engine_settings, open_vllm, request_settings
 from finetune.errors import InputError
 from finetune.model.generation import Sampling
 
@@ -53,4 +52,4 @@ def test_every_answer_is_a_request_with_its_own_seed():
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="says what happens where vLLM is absent")
 def test_without_vllm_the_error_says_how_to_get_it(tmp_path):
     with pytest.raises(InputError, match="pip install vllm"):
-        generate_vllm(tmp_path, None, "bf16", [np.array([1])], 1, SAMPLING, keys=[1])
+        open_vllm(tmp_path, None, "bf16")

@@ -3,6 +3,7 @@ fails `test_every_key_has_a_case`."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from reject_lab import PROMPTS, RejectLab, reject_lab
 from stage_recipes import write_jsonl
 
+from finetune.errors import InputError
 from finetune.recipe.sampling_stages import RejectStage
 
 __all__ = ["reject_lab"]
@@ -55,7 +57,7 @@ CASES: dict[str, Change] = {
     "earlier": (KEEP, {**KEEP, "earlier": ["first"]}),
 }
 ELSEWHERE = {"kind", "engine", "rows_at_once"}
-"""engine: the tests of vLLM; rows_at_once: the test below. Checkers' own keys: test_checkers.py."""
+"""engine, rows_at_once: the tests below. Checkers' own keys: test_checkers.py."""
 
 
 def test_every_key_has_a_case() -> None:
@@ -108,6 +110,12 @@ def test_a_key_of_a_reject_stage_counts(lab: RejectLab, key: str) -> None:
 def test_how_many_answers_are_written_side_by_side_changes_nothing(lab: RejectLab) -> None:
     rows = [outcome(lab, {**KEEP, "rows_at_once": count})[0] for count in (16, 5)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="says what happens where vLLM is absent")
+def test_vllm_is_asked_for(lab: RejectLab) -> None:
+    with pytest.raises(InputError, match="vLLM is not installed"):
+        lab.reject(engine="vllm")
 
 
 def test_keep_above_keeps_all_from_the_threshold_on(lab: RejectLab) -> None:
