@@ -14,7 +14,10 @@ import sys
 import accelerate  # noqa: F401  # imported so that children need not
 import bitsandbytes  # noqa: F401
 
+import finetune.stages.average
 import finetune.stages.dpo
+import finetune.stages.ppo
+import finetune.stages.reject
 import finetune.stages.reward
 import finetune.stages.sft  # noqa: F401
 from finetune.cli.main import main

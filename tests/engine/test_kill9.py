@@ -156,45 +156,56 @@ def test_killed_at_every_durable_call_of_the_ending(nursery, recipe, tmp_path):
     assert again == result(tmp_path / "whole")
 
 
-CHAIN_STEPS = 8
+CHAIN_STEPS = 6
+CHAIN = ("sft", "helpful", "best", "sft2", "ppo", "dpo", "mean")
 
 
 @pytest.fixture
 def chain(recipe, tmp_path):
-    """A recipe sft → reward and sft → dpo, whose reference is computed once ahead."""
+    """sft → reward model → rejection sampling → sft on what was kept → ppo and dpo, and the mean of the two."""
     pairs = [
         {"prompt": f"What is {i}?", "chosen": f"It is {i}." * (i % 3 + 1), "rejected": f"No {i % 7}."}
         for i in range(40)
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    train = f"{{max_steps: {CHAIN_STEPS}, batch_size: 4, micro_batch_size: 2, checkpoint_every: 2, eval_every: 4}}"
+    cut = "batch_size: 4, micro_batch_size: 2, checkpoint_every: 2"
+    train = f"{{max_steps: {CHAIN_STEPS}, eval_every: 4, {cut}}}"
+    prompts = "prompts: [{path: pairs.jsonl, take: 24}], max_new_tokens: 4"
     head, _, _ = recipe.read_text().partition("stages:")
     recipe.write_text(
         f"""{head}stages:
   sft: {{kind: sft, data: [{{path: rows.jsonl}}], train: {train}}}
-  reward: {{kind: reward, start_from: sft, data: [{{path: pairs.jsonl}}], train: {train}}}
-  dpo: {{kind: dpo, start_from: sft, reference: ahead, data: [{{path: pairs.jsonl}}], train: {train}}}
+  helpful: {{kind: reward, start_from: sft, data: [{{path: pairs.jsonl}}], train: {train}}}
+  best: {{kind: reject, policy: sft, reward: helpful, samples: 2, rows_at_once: 4, unfinished: keep, {prompts}}}
+  sft2: {{kind: sft, data: [{{stage: best}}], held_out: {{fraction: 0}}, train: {train}}}
+  ppo: {{kind: ppo, start_from: sft2, reward: helpful, rollouts: 8, iterations: 3, train: {{{cut}}}, {prompts}}}
+  dpo: {{kind: dpo, start_from: sft2, reference: ahead, data: [{{path: pairs.jsonl}}], train: {train}}}
+  mean: {{kind: average, of: [ppo, dpo]}}
 """
     )
     return recipe
 
 
 def finished(runs: Path) -> dict[str, tuple[str, int]]:
-    """Of every finished stage: (hash of its weights, when its manifest was written)."""
+    """Of every finished stage: (hash of its weights, or of the rows it kept, and when its manifest was written)."""
     found = {}
     for folder in (runs / "killed").glob("*-*"):
         if (folder / "manifest.json").is_file() and not folder.name.endswith(".part"):
-            weights = sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
-            found[folder.name.partition("-")[0]] = (weights, (folder / "manifest.json").stat().st_mtime_ns)
+            results = [folder / name for name in ("adapter_model.safetensors", "rows.jsonl", "samples.jsonl")]
+            content = b"".join(path.read_bytes() for path in results if path.is_file())
+            found[folder.name.partition("-")[0]] = (
+                sha256(content).hexdigest(),
+                (folder / "manifest.json").stat().st_mtime_ns,
+            )
     return found
 
 
 @pytest.mark.slow
-def test_a_chain_killed_at_least_twenty_times_ends_in_the_same_bits(nursery, chain, tmp_path):
+def test_a_chain_killed_at_least_thirty_times_ends_in_the_same_bits(nursery, chain, tmp_path):
     """Kills inside saves and from outside, in every stage; a stage that is finished is never run again."""
     assert nursery.run(["run", chain, "--runs", tmp_path / "whole"]) == 0, nursery.log.read_text()[-3000:]
     expected = {name: weights for name, (weights, _) in finished(tmp_path / "whole").items()}
-    assert set(expected) == {"sft", "reward", "dpo"}
+    assert set(expected) == set(CHAIN)
 
     chance = random.Random(23)
     runs = tmp_path / "runs"
@@ -202,9 +213,9 @@ def test_a_chain_killed_at_least_twenty_times_ends_in_the_same_bits(nursery, cha
     kills, attempts, rounds = 0, 0, 0
     hit: dict[int, int] = {}  # kills by how many stages were finished then
     before: dict[str, tuple[str, int]] = {}
-    while kills < 20 or rounds == 0:
+    while kills < 30 or rounds == 0:
         attempts += 1
-        assert attempts < 80, "the kills do not hit, or nothing gets done"
+        assert attempts < 100, "the kills do not hit, or nothing gets done"
         if attempts % 3:
             status = nursery.run(argv, kill_at=chance.randint(5, 45))
         else:
@@ -222,6 +233,6 @@ def test_a_chain_killed_at_least_twenty_times_ends_in_the_same_bits(nursery, cha
             assert set(after) == set(expected)
             runs.rename(tmp_path / f"finished-{rounds}")
             before = {}
-    assert {0, 1, 2} <= set(hit), f"every stage was hit: {hit}"
+    assert len(hit) >= 5, f"kills in most of the seven stages: {hit}"
     assert nursery.run(argv) == 0, nursery.log.read_text()[-3000:]
     assert {name: weights for name, (weights, _) in finished(runs).items()} == expected
