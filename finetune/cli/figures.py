@@ -42,7 +42,7 @@ def main_figures(kind: str, manifest: Mapping[str, Any]) -> str:
     if kind == "reject" and metrics.get("best_of"):
         words += [f"best of {k} {mean:.3f}" for k, mean in _ends(metrics["best_of"])]
         words += [f"kept {metrics['kept']:,} with {metrics['kept_score']:.3f}"] if metrics.get("kept") else []
-    return ", ".join(words) or ", ".join(line.strip() for line in _others(metrics, short=True))
+    return ", ".join(words) or ", ".join(" ".join(line.split()) for line in _others(metrics, short=True))
 
 
 def lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -77,7 +77,7 @@ def _others(metrics: Mapping[str, Any], *, short: bool = False) -> Iterator[str]
     """Metrics that are a kind's own: two times of one figure in one line, numbers as they are; short: numbers alone."""
     shown = set(_LOOP_KEYS)
     for name, value in metrics.items():
-        if name in shown or value is None:
+        if name in shown or value is None or value in ({}, []):
             continue
         pair = _partner(name, metrics)
         if pair is not None:
