@@ -35,7 +35,7 @@ class Recipe(Settings):
     track: TrackSettings = TrackSettings()
     """Where metrics are sent besides the run folder."""
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
-    """The stages, each named by you; a stage reads only stages above it."""
+    """The stages, each named by you; a stage reads only stages above it. A group of them can run in rounds."""
 
     @model_validator(mode="after")
     def _init_fits(self) -> Recipe:

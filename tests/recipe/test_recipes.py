@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune.plan.estimate import estimate
 from finetune.recipe.checks import check_files
 from finetune.recipe.load import LoadedRecipe, load_recipe
 
@@ -46,8 +47,26 @@ def test_a_papers_recipe_lacks_nothing_but_its_data(name: str, papers: dict[str,
         assert f"`{first}`" in about, f"recipes/README.md does not say what {first} holds"
 
 
-def stage(papers: dict[str, LoadedRecipe], recipe: str, name: str) -> Any:
-    return papers[recipe].recipe.stages[name]
+SHAPES = {  # hidden size, layers, heads, key-value heads, feed-forward width, words
+    "llama2-chat/7b": (4096, 32, 32, 32, 11008, 32000),
+    "llama2-chat/13b": (5120, 40, 40, 40, 13824, 32000),
+    "llama2-chat/70b": (8192, 80, 64, 8, 28672, 32000),
+    "llama3-instruct/8b": (4096, 32, 32, 8, 14336, 128256),
+    "llama3-instruct/70b": (8192, 80, 64, 8, 28672, 128256),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_it_fits_on_the_gpu_that_the_readme_names(name: str, papers: dict[str, LoadedRecipe], root: Path) -> None:
+    [line] = [
+        line for line in (root / "recipes" / "README.md").read_text().splitlines() if f"| `{name}.yaml` |" in line
+    ]
+    [gigabytes] = re.findall(r"(\d+) GB \|$", line)
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    config = dict(zip((*keys, "vocab_size"), SHAPES[name], strict=True))
+    recipe = papers[name].recipe
+    needs = [estimate(config, recipe.model, recipe.adapter, stage).memory for stage in recipe.stages.values()]
+    assert 0.4 < max(needs) / (float(gigabytes) * 1e9) < 1
 
 
 @pytest.mark.parametrize(("size", "kl"), [("7b", 0.01), ("13b", 0.01), ("70b", 0.005)])
