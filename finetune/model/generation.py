@@ -186,10 +186,8 @@ class _Writer:
         logits_RV = self.model.lm_head(hidden_RD).float()
         settings = np.array([(row.temperature, row.random[len(row.ids)]) for row in rows])
         settings_R2 = torch.from_numpy(settings).to(self.device)
-        tokens_R = draw(
-            logits_RV, settings_R2[:, 0].float(), settings_R2[:, 1], self.sampling.top_k, self.sampling.top_p
-        )
-        logps_R = logits_RV.gather(1, tokens_R[:, None])[:, 0] - logits_RV.logsumexp(1)
+        temperatures_R, uniforms_R = settings_R2[:, 0].float(), settings_R2[:, 1]
+        tokens_R, logps_R = draw(logits_RV, temperatures_R, uniforms_R, self.sampling.top_k, self.sampling.top_p)
         tokens, logps = torch.stack([tokens_R.double(), logps_R.double()]).tolist()  # one wait for the device
         ended = []
         for index, (row, token, logp) in enumerate(zip(rows, tokens, logps, strict=True), first):

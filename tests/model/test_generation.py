@@ -12,7 +12,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 from finetune.model import ragged
 from finetune.model.base import choose_precision, load_base
 from finetune.model.decode_attention import BLOCK
-from finetune.model.draw import draw, keep_top, uniforms
+from finetune.model.draw import draw, keep_top, pick, uniforms
 from finetune.model.generation import SHARE_FROM, Sampling, generate
 from finetune.model.ragged import Layout, ragged_hidden
 
@@ -236,7 +236,7 @@ def test_draws_stay_in_their_sets_at_any_number():
     kept = TopPLogitsWarper(0.7)(None, TopKLogitsWarper(20)(None, TemperatureLogitsWarper(0.8)(None, logits)))
     last = np.nextafter(1.0, 0.0)
     for number in (0.0, 1e-12, 0.25, 0.5, 0.999, 1 - 1e-12, last):
-        tokens = draw(logits, temperature, torch.full((64,), number, dtype=torch.float64), 20, 0.7)
+        tokens, _ = draw(logits, temperature, torch.full((64,), number, dtype=torch.float64), 20, 0.7)
         assert kept.gather(1, tokens[:, None]).isfinite().all()
         if number in (0.0, last):  # the first and the last word of the set
             words = kept.isfinite()
@@ -247,7 +247,23 @@ def test_draws_stay_in_their_sets_at_any_number():
 def test_the_drawn_word_is_where_the_distribution_passes_the_number():
     logits = torch.tensor([[0.5, 0.0, 0.2, 0.3]]).log()  # the second word has no probability at all
     for number, word in ((0.0, 0), (0.4999, 0), (0.5001, 2), (0.6999, 2), (0.7001, 3), (0.9999, 3)):
-        assert draw(logits, torch.ones(1), torch.tensor([number]).double(), 0, 1.0).item() == word
+        token, logp = draw(logits, torch.ones(1), torch.tensor([number]).double())
+        assert token.item() == word and logp.item() == pytest.approx(logits[0, word].item())
+
+
+@pytest.mark.parametrize("words", [1, 127, 128, 129, 1000])
+def test_a_draw_by_blocks_is_a_draw_from_the_whole(words):
+    """Against one float64 cumulative sum over the vocabulary, with many words that have no odds at all."""
+    random = torch.Generator().manual_seed(words)
+    odds = torch.rand(500, words, generator=random) * (torch.rand(500, words, generator=random) < 0.3)
+    odds[:, -1] += 1e-3
+    numbers = torch.rand(500, generator=random, dtype=torch.float64)
+    sums = odds.double().cumsum(1)
+    wanted = torch.searchsorted(sums, (numbers * sums[:, -1])[:, None], right=True)[:, 0]
+    for edge in (0.0, np.nextafter(1.0, 0.0)):
+        picked = pick(odds, torch.full((500,), edge, dtype=torch.float64))
+        assert (odds.gather(1, picked[:, None]) > 0).all()
+    assert torch.equal(pick(odds, numbers), wanted)
 
 
 def test_random_numbers_are_their_own_for_every_seed_key_and_sample():
