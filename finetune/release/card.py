@@ -11,7 +11,8 @@ import yaml
 
 from finetune.release.card_duties import duty_lines
 from finetune.release.card_loading import loading_lines
-from finetune.release.lineage import BECOMES, Lineage, Manifest, Member
+from finetune.release.card_picture import picture_of
+from finetune.release.lineage import Lineage, Manifest, Member
 
 _HUB_DATA = re.compile(r"^hub:([\w.-]+/[\w.-]+)@")
 _SAMPLE_LENGTH = 1200
@@ -44,7 +45,7 @@ def write_card(
     parts = [
         [f"# {published['name'].split('/')[-1]}", "", *_opening(manifest)],
         loading_lines(manifest),
-        ["## Where it comes from", "", *_picture_of(lineage), *_origins(manifest)],
+        ["## Where it comes from", "", *picture_of(lineage), *_origins(manifest)],
         ["## Data", "", *_data(lineage)],
         _section("Settings", _settings(manifest, lineage)),
         _section("Results", [*_results(manifest), *_pictures(pictures)]),
@@ -127,41 +128,6 @@ def _names(manifest: Manifest) -> list[str]:
     return [str(source.get("name") or source["kind"]) for source in manifest.get("made_from", ())]
 
 
-def _picture_of(lineage: Lineage) -> list[str]:
-    """The lineage as Mermaid: data, stages, base, and what each used the other as."""
-    number = {member.key: f"m{index}" for index, member in enumerate(lineage.members)}
-    lines: list[str] = []
-    data: dict[str, str] = {}
-    bases: dict[str, str] = {}
-    for member in lineage.members:
-        manifest = member.manifest
-        base = manifest["base"]
-        place = bases.setdefault(base["digest"], f"b{len(bases)}")
-        if place == f"b{len(bases) - 1}" and f"  {place}[" not in "".join(lines):
-            at = f"<br/>commit {base['revision'][:12]}" if base["revision"] else ""
-            lines.append(f'  {place}["{_quoted(base["name"])}{at}"]')
-        shape = ('[("', '")]') if member.sampled else ('(["', '"])') if member == lineage.release else ('["', '"]')
-        lines.append(f"  {number[member.key]}{shape[0]}{_quoted(member.label)}<br/>{manifest['kind']}{shape[1]}")
-        if not any(link.target == member.key and link.role in _CONTINUED for link in lineage.links):
-            lines.append(f"  {place} --> {number[member.key]}")
-        for source in _own_sources(member):
-            name = data.setdefault(source["digest"], f"d{len(data)}")
-            drawn = f'[("{_quoted(source["source"])}<br/>{source["used"]:,} rows")]'
-            lines.append(f"  {name}{drawn} --> {number[member.key]}")
-    for link in lineage.links:
-        role = f"|{_quoted(link.role)}|" if link.role else ""
-        lines.append(f"  {number[link.source]} -->{role} {number[link.target]}")
-    return ["```mermaid", "graph TD", *lines, "```", ""]
-
-
-_CONTINUED = ("starts from it", "averaged", "policy", BECOMES)
-"""Roles of a source that stands between a member and the base."""
-
-
-def _quoted(text: Any) -> str:
-    return str(text).replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")
-
-
 def _origins(manifest: Manifest) -> list[str]:
     base = manifest["base"]
     at = f", commit `{base['revision']}`" if base["revision"] else f", files `{base['digest']}`"
@@ -172,12 +138,6 @@ def _origins(manifest: Manifest) -> list[str]:
     if manifest.get("fingerprint"):
         lines.append(f"- fingerprint: `{manifest['fingerprint']}`")
     return lines
-
-
-def _own_sources(member: Member) -> list[Mapping[str, Any]]:
-    """Data from outside the recipe; rows of a stage are drawn as that stage."""
-    data = member.manifest.get("data") or {}
-    return [source for source in data.get("sources", ()) if not source["digest"].startswith("stage:")]
 
 
 def _sources(lineage: Lineage) -> Iterator[tuple[Member, Mapping[str, Any]]]:
@@ -198,15 +158,19 @@ def _data(lineage: Lineage) -> list[str]:
     for member in lineage.members:
         data = member.manifest.get("data") or {}
         for reason, dropped in (data.get("dropped") or {}).items():
-            lines.append(f"\n{member.label}: {dropped['rows']:,} rows left out, {reason}.")
+            lines.append(f"\n{member.label}: {_rows(dropped['rows'])} left out, {reason}.")
         if data.get("truncated"):
-            lines.append(f"\n{member.label}: {data['truncated']:,} rows cut at the end.")
+            lines.append(f"\n{member.label}: {_rows(data['truncated'])} cut at the end.")
         if "train_rows" in data and "tokens" in data:
             lines.append(
-                f"\n{member.label}: {data['train_rows']:,} rows and {data['tokens']:,} tokens to train on, "
-                f"{data.get('trained_tokens', 0):,} of them with a loss; {data['held_out_rows']:,} rows held out."
+                f"\n{member.label}: {_rows(data['train_rows'])} and {data['tokens']:,} tokens to train on, "
+                f"{data.get('trained_tokens', 0):,} of them with a loss; {_rows(data['held_out_rows'])} held out."
             )
     return lines
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
 
 
 def _settings(manifest: Manifest, lineage: Lineage) -> list[str]:
@@ -290,20 +254,19 @@ def _proof(manifest: Manifest) -> list[str]:
     proof = {key: value for key, value in (manifest.get("proof") or {}).items() if not key.startswith("last_row")}
     if not proof:
         return []
-    return [
-        "What was written was loaded again and compared with what was trained:",
-        "",
-        *_table(proof),
-        "",
-        "`finetune verify` on a copy of this folder repeats it: it compares every file's sha256, loads the model and "
-        "compares its answer with the recorded one.",
-    ]
+    if manifest["kind"] == "reject":
+        first = "The rows were read again and compared with what was kept:"
+        again = "it compares every file's sha256."
+    else:
+        first = "What was written was loaded again and compared with what was trained:"
+        again = "it compares every file's sha256, loads the model and compares its answer with the recorded one."
+    return [first, "", *_table(proof), "", f"`finetune verify` on a copy of this folder checks it: {again}"]
 
 
 def _limits(manifest: Manifest, lineage: Lineage) -> list[str]:
     lines = []
     recipe = manifest.get("recipe") or {}
-    if length := (recipe.get("model") or {}).get("max_length"):
+    if manifest["kind"] != "reject" and (length := (recipe.get("model") or {}).get("max_length")):
         lines.append(f"- Trained on up to {length:,} tokens, prompt and answer together.")
     if (load_in := (recipe.get("model") or {}).get("load_in")) in ("nf4", "int8"):
         lines.append(f"- Trained on the base held in {load_in}; on the base in another precision its answers differ.")

@@ -103,6 +103,7 @@ def prepare(folder: Path, settings: PublishSettings, *, network: bool, say: Say)
     """Everything before the hub: what would be published, checked. network: licence files may be fetched."""
     if (manifest := read_manifest(folder)) is None:
         raise InputError(_not_finished(folder))
+    told: dict[str, None] = {}  # runs of a chain have the same base
     lineage = trace(folder, manifest, settings.runs)
     chain = [(lineage, settings.to)]
     if settings.collection is not None:
@@ -119,11 +120,13 @@ def prepare(folder: Path, settings: PublishSettings, *, network: bool, say: Say)
         release = line.release
         assert release.folder is not None
         check_files(release.folder, release.manifest)
-        duties = find_duties(line, settings, network=network, say=say)
+        duties = find_duties(line, settings, network=network, say=lambda text: told.update({text: None}))
         duties.check(holds_weights=release_format(release.manifest) in ("gguf", "transformers"))
         if not release.sampled:  # rows are no model: no licence says how they are called
             duties.check_name(name.split("/")[1])
         bundles.append(compose(line, duties, name, base_id=settings.base_id, samples=settings.samples))
+    for text in told:
+        say(text)
     refuse_findings(
         [
             finding

@@ -584,3 +584,24 @@ def test_data_and_sources_are_in_the_manifest_by_their_digest(hub: Hub, tmp_path
     manifest = json.loads(hub.repos["me/chat"].files["manifest.json"])
     assert manifest["data"]["sources"][0]["source"] == "demo.jsonl"
     assert manifest["data"]["sources"][0]["digest"] == "sha256:abc"
+
+
+def test_another_programs_manifest_nearby_is_no_error(hub: Hub, run: Path, send: Send) -> None:
+    for content in ("{}", "no JSON", '{"format": 1}'):
+        place = run.parent / f"extension-{len(content)}"
+        place.mkdir()
+        (place / "manifest.json").write_text(content)
+    send(run)
+    assert "adapter_model.safetensors" in names(hub)
+
+
+@pytest.mark.parametrize("to", ["me/a--b", "me/a..b", "me/chat.git"])
+def test_names_that_the_hub_does_not_take(hub: Hub, run: Path, send: Send, to: str) -> None:
+    with pytest.raises(InputError, match=r"the hub takes no such name: me/"):
+        send(run, to)
+
+
+def test_a_recipe_is_no_folder(tmp_path: Path, send: Send) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: chat\n")
+    with pytest.raises(InputError, match=r"is a file.*finetune show .*recipe\.yaml"):
+        send(tmp_path / "recipe.yaml")
