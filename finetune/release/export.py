@@ -91,7 +91,7 @@ def _gguf(folder: Path, manifest: Mapping[str, Any], to: str, out: Path, kind: s
             write_gguf(folder, whole, source_type(folder), manifest)
             quantise_with_llama_cpp(whole, part / name, kind)
             whole.unlink()
-        proof = prove_gguf(folder, part / name, kind)
+        proof = prove_gguf(folder, part / name, kind, family)
         say(f"proof: {told(proof)}")
         if to == "ollama":
             system = manifest["recipe"]["model"]["system"]

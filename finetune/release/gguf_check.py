@@ -8,6 +8,7 @@ itself is asked: its ids, and its next-token distribution at every position, aga
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import gguf
 import numpy as np
 import torch
 
+from finetune.data.encode import encode_prompt
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import ProofError
+from finetune.families.base import Family, Span
 from finetune.plan.base_files import read_json
 from finetune.release.gguf_words import Words, encode_like_llama_cpp
 from finetune.release.merge_proof import Difference, differ, load_merged, log_probs
 from finetune.release.proof_rows import FIXED, FIXED_TEXT
 from finetune.release.to_gguf import plan_tensors, rope_factors
+from finetune.shapes import Dialog, Message
 
 _BITS_ALLOWED = {
     "F32": 0.0,
@@ -34,8 +38,9 @@ _BITS_ALLOWED = {
     "Q3": 0.3,
     "Q2": 0.6,
 }
-"""Largest relative error (Frobenius norm) of a tensor by the bits of its type: about twice what normally distributed
-weights have, so that a wrong order of rows or a wrong tensor (1.4) is found in all of them."""
+"""Largest relative error (Frobenius norm) of a tensor by the bits of its type: about twice what was measured on
+normally distributed weights (Q8_0 0.0054, Q6_K 0.018, Q5_K 0.036, Q4_K 0.072, Q4_0 0.087, Q3_K 0.15, Q2_K 0.30), so
+that a wrong order of rows or a wrong tensor (1.4) is found in all of them."""
 _KL_ALLOWED = {"f32": 1e-4, "f16": 0.01, "bf16": 0.02, "q8_0": 0.05}
 """Mean KL of llama.cpp from transformers, nats a token. Coarser types change the model, and are told, not refused."""
 PROBES = (*FIXED, FIXED_TEXT, "  two  spaces\n\n\tand tabs ", "naïve café 日本語 🦙", "x = 12345;  # 1,000.5", "")
@@ -51,8 +56,11 @@ def check_gguf_file(path: Path) -> str:
     return f"{path.name}: {len(reader.tensors)} tensors, all finite, and {words:,} words"
 
 
-def prove_gguf(folder: Path, path: Path, kind: str) -> dict[str, Any]:
-    """Compare a written file with the merged folder it was made of. Raises ProofError naming what differs."""
+def prove_gguf(folder: Path, path: Path, kind: str, family: Family | None = None) -> dict[str, Any]:
+    """Compare a written file with the merged folder it was made of. Raises ProofError naming what differs.
+
+    family: the template of the training, whose prompts have to become the ids of the training.
+    """
     config = read_json(folder / "config.json") or {}
     reader = _open(path)
     found = {tensor.name: tensor for tensor in reader.tensors}
@@ -75,16 +83,16 @@ def prove_gguf(folder: Path, path: Path, kind: str) -> dict[str, Any]:
     template = folder / "chat_template.jinja"
     if template.is_file() and _field(reader, "tokenizer.chat_template") != template.read_text(encoding="utf-8"):
         raise ProofError(f"{path.name}: its chat template is not the folder's")
-    _prove_words(folder, path, reader)
+    _prove_words(folder, path, reader, family)
     return {
         "tensors": len(found),
         "largest_relative": worst,
         "texts": len(PROBES),
-        **_with_llama_cpp(folder, path, kind),
+        **_with_llama_cpp(folder, path, kind, family),
     }
 
 
-def _prove_words(folder: Path, path: Path, reader: Any) -> None:
+def _prove_words(folder: Path, path: Path, reader: Any, family: Family | None) -> None:
     kind = _field(reader, "tokenizer.ggml.model")
     words = Words(
         kind=kind,
@@ -100,6 +108,13 @@ def _prove_words(folder: Path, path: Path, reader: Any) -> None:
         theirs, ours = tokenizer.encode_text(text), encode_like_llama_cpp(words, text)
         if theirs != ours:
             raise ProofError(f"{path.name}: llama.cpp would split {text!r} into {ours}, the tokenizer gives {theirs}")
+    for text, spans, theirs in _prompts(family, tokenizer):
+        ours = []
+        for is_special, group in groupby(spans, key=lambda span: span.special):
+            names = [span.text for span in group]
+            ours += [words.ids[name] for name in names] if is_special else encode_like_llama_cpp(words, "".join(names))
+        if theirs != ours:
+            raise ProofError(f"{path.name}: llama.cpp would read the prompt {text!r} as {ours}; trained were {theirs}")
     settings = read_json(folder / "tokenizer_config.json") or {}
     for key in ("bos", "eos"):
         name = settings.get(f"{key}_token")
@@ -107,7 +122,18 @@ def _prove_words(folder: Path, path: Path, reader: Any) -> None:
             raise ProofError(f"{path.name}: its {key} token is not {name}")
 
 
-def _with_llama_cpp(folder: Path, path: Path, kind: str) -> dict[str, Any]:
+def _prompts(family: Family | None, tokenizer: Tokenizer) -> list[tuple[str, list[Span], list[int]]]:
+    """(question, its prompt as the family renders it, the ids that were trained) for fixed questions."""
+    if family is None or not family.is_chat:
+        return []
+    chats = [(text, Dialog((Message("user", text),))) for text in FIXED]
+    return [
+        (text, family.render(chat, add_generation_prompt=True), encode_prompt(chat, family, tokenizer))
+        for text, chat in chats
+    ]
+
+
+def _with_llama_cpp(folder: Path, path: Path, kind: str, family: Family | None) -> dict[str, Any]:
     """ids and distributions of llama.cpp itself; only a note where it is not installed."""
     try:
         import llama_cpp
@@ -121,6 +147,10 @@ def _with_llama_cpp(folder: Path, path: Path, kind: str) -> dict[str, Any]:
         ids = theirs.tokenize(text.encode(), add_bos=False, special=False)
         if ids != tokenizer.encode_text(text):
             raise ProofError(f"{path.name}: llama.cpp splits {text!r} into {ids}, not {tokenizer.encode_text(text)}")
+    for text, spans, trained in _prompts(family, tokenizer):
+        ids = theirs.tokenize("".join(span.text for span in spans).encode(), add_bos=False, special=True)
+        if ids != trained:
+            raise ProofError(f"{path.name}: llama.cpp reads the prompt {text!r} as {ids}; trained were {trained}")
     bos = theirs.token_bos()
     rows = [[bos, *tokenizer.encode_text(text)] for text in (*FIXED, FIXED_TEXT)]
     model = load_merged(folder, False, torch.float32, torch.device("cpu"))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,27 @@ class Words:
     merges: Sequence[str]
     special: Mapping[str, int]
     adds_bos: bool
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """piece -> id."""
+        return {piece: index for index, piece in enumerate(self.pieces)}
+
+    @cached_property
+    def bpe(self) -> Any:
+        """llama-bpe of these pieces and merges, as a `tokenizers.Tokenizer`."""
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+        normal = {piece: i for i, piece in enumerate(self.pieces) if self.types[i] == TokenType.NORMAL}
+        pairs = [(pair.partition(" ")[0], pair.partition(" ")[2]) for pair in self.merges]
+        backend = Tokenizer(models.BPE(normal, pairs, ignore_merges=True))
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        return backend
 
 
 def read_words(folder: Path, vocab_size: int) -> Words:
@@ -128,30 +150,15 @@ def _scores(folder: Path, pieces: Sequence[str], ids: Mapping[str, int], merges:
 
 def encode_like_llama_cpp(words: Words, text: str) -> list[int]:
     """Ids of a text without special tokens, by llama.cpp's rules, from what the file holds."""
-    if words.kind == "gpt2":
-        return _bpe(words, text)
-    return _sentencepiece(words, text)
-
-
-def _bpe(words: Words, text: str) -> list[int]:
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-
-    normal = {p: i for i, (p, t) in enumerate(zip(words.pieces, words.types, strict=True)) if t == TokenType.NORMAL}
-    pairs = [(pair.partition(" ")[0], pair.partition(" ")[2]) for pair in words.merges]
-    backend = Tokenizer(models.BPE(normal, pairs, ignore_merges=True))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    ids: list[int] = backend.encode(text).ids
+    if words.kind == "llama":
+        return _sentencepiece(words, text)
+    ids: list[int] = words.bpe.encode(text).ids
     return ids
 
 
 def _sentencepiece(words: Words, text: str) -> list[int]:
     """Join the neighbours with the highest score, the leftmost first among equals; bytes for what has no piece."""
-    ids = {piece: index for index, piece in enumerate(words.pieces)}
+    ids = words.ids
     symbols = list(("▁" + text).replace(" ", "▁")) if text else []
     while True:
         best: tuple[float, int] | None = None

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import InputError, ProofError
+from finetune.families.detect import FAMILIES
 from finetune.release.gguf_check import PROBES, check_gguf_file, prove_gguf
 from finetune.release.gguf_words import encode_like_llama_cpp, read_words
 from finetune.release.to_gguf import plan_tensors, rope_factors, source_type, to_halves, to_pairs, write_gguf
@@ -243,3 +244,25 @@ def test_the_type_that_holds_a_checkpoint_as_it_is(tmp_path, dtype):
     assert source_type(folder) == {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}[dtype]
     write_gguf(folder, tmp_path / "model.gguf", source_type(folder), MANIFEST)
     assert prove_gguf(folder, tmp_path / "model.gguf", source_type(folder))["largest_relative"] == 0
+
+
+@pytest.mark.parametrize(("words", "name"), [("llama3", "llama3.1"), ("spm", "llama2"), ("spm", "vicuna")])
+def test_prompts_become_the_ids_that_were_trained(tmp_path, words, name):
+    """Turns and special tokens, from the file's vocabulary."""
+    family = FAMILIES[name]
+    folder = checkpoint(tmp_path / "merged", words=words)
+    write_gguf(folder, tmp_path / "model.gguf", "f32", MANIFEST)
+    prove_gguf(folder, tmp_path / "model.gguf", "f32", family)
+
+
+def test_swapped_special_tokens_are_found(tmp_path):
+    folder, other = checkpoint(tmp_path / "merged"), checkpoint(tmp_path / "other")
+    text = (other / "tokenizer.json").read_text()
+    for old, new in (("<|eot_id|>", "<|x|>"), ("<|end_header_id|>", "<|eot_id|>"), ("<|x|>", "<|end_header_id|>")):
+        text = text.replace(old, new)
+    (other / "tokenizer.json").write_text(text)
+    settings = json.loads((other / "tokenizer_config.json").read_text())
+    (other / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|end_header_id|>"}))
+    write_gguf(other, tmp_path / "model.gguf", "f32", MANIFEST)
+    with pytest.raises(ProofError, match="prompt"):
+        prove_gguf(folder, tmp_path / "model.gguf", "f32", FAMILIES["llama3.1"])

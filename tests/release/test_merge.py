@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from release_lab import manifest_of, run_of
+from stage_recipes import sft_stage, train, write_jsonl
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.cli.main import main
@@ -115,6 +117,28 @@ def test_a_reward_model_becomes_a_classifier_that_scores_alike(lab, tmp_path, ca
             torch.testing.assert_close(score[None], theirs, rtol=1e-3, atol=1e-3)
     code, said = merged(capsys, run, run_of(lab, "quantised", "sft"), "--out", tmp_path / "no")
     assert code == 2 and "cannot be merged" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("dora", {"adapter.dora": True}),
+        ("pissa", {"adapter.init": "pissa", "model.load_in": "fp32"}),
+        ("head", {"adapter.modules_to_save": ["lm_head"], "adapter.rslora": True}),
+        ("int8", {"model.load_in": "int8"}),
+        ("bf16", {"model.load_in": "bf16"}),
+    ],
+)
+def test_every_kind_of_adapter_and_base(walk, tmp_path, capsys, name, changes):
+    """As the recipe makes them; the proof compares each with the adapter on its base."""
+    changes = {"model.load_in": "nf4", **changes}
+    run = walk({"sft": sft_stage(train=train(max_steps=3))}, changes).folders["sft"]
+    code, said = merged(capsys, run, "--out", tmp_path / "out")
+    assert code == 0, said
+    proof = manifest_of(tmp_path / "out")["proof"]
+    # int8 multiplies rounded activations, so even the same weights answer a little differently.
+    assert proof["as_trained"]["mean_kl"] <= {"int8": 0.1, "bf16": 0.01}.get(name, 1e-6)
+    assert ("unmerged" in proof) == (name == "int8")
 
 
 def test_several_adapters(lab, tmp_path, capsys):
@@ -260,9 +284,6 @@ def test_killed_before_the_end_nothing_looks_finished(lab, tmp_path, monkeypatch
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_real_weights(shared, tmp_path, capsys, dtype):
     """stories260K, trained for a few steps in nf4: both options stay close to it, and it goes on telling stories."""
-    import yaml
-    from stage_recipes import sft_stage, train, write_jsonl
-
     from finetune.cli.walk import walk
 
     base = tmp_path / "base"
