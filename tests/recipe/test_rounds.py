@@ -402,6 +402,16 @@ def test_files_are_told_once(write: Write) -> None:
     ]
 
 
+def test_the_first_round_can_go_on_from_an_adapter_folder(write: Write) -> None:
+    text = group(BEST.replace("path: p", "path: rows.jsonl").replace("first: sft", "first: ./gone"), MORE)
+    path = write(HEAD + text.replace("path: d", "path: rows.jsonl"))
+    loaded = load_recipe(path)
+    assert [loaded.recipe.stages[f"best.{number}"].policy for number in (1, 2)] == ["./gone", "more.1"]
+    [problem] = check_files(loaded.recipe, loaded.folder, loaded.source)
+    assert (problem.key_path, problem.line) == ("stages.loop.stages.best.policy.first", 8)
+    assert problem.message == f"no such adapter folder: {path.parent}/gone"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -516,3 +526,10 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     for key, inner in list(keys):
         yield value, key
         yield from _places(inner)
+
+
+def test_the_examples_of_the_guide_load(root: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (root / "docs" / "rounds.md").read_text(encoding="utf-8"), re.DOTALL)
+    first, second = blocks
+    assert list(flat(first.removeprefix("stages:\n")))[-4:] == ["best.3", "sft2.3", "ppo.3", "last"]
+    assert len(flat("  seed: {kind: sft, data: [{path: d}]}\n" + second)) == 1 + 6 * 6
