@@ -66,7 +66,7 @@ def merge(
 
     quiet_libraries()
     calm_libraries()
-    from finetune.release.merge import MergeSettings
     from finetune.release.merge import merge as merge_runs
+    from finetune.release.merge_sources import MergeSettings
 
     merge_runs(runs, out, MergeSettings(weights=numbers, **how), prompts=prompts, base=base, say=click.echo)

@@ -115,8 +115,7 @@ def _vllm(folder: Path, manifest: Mapping[str, Any], out: Path, say: Say) -> dic
     if is_adapter:
         command, proof = _adapter_for_vllm(folder, manifest, name)
     else:
-        task = manifest["merge"]["task"]
-        command = f"vllm serve . --served-model-name {name}" + (" --task classify" if task == "reward" else "")
+        command = f"vllm serve . --served-model-name {name}"
         proof = {"tensors": sum(len(read_places(file)) for file in checkpoint_files(folder))}
     size = sum(entry["size"] for entry in manifest["files"].values())
     require_space(out.absolute(), size + 2**24, "the exported model")
@@ -130,6 +129,8 @@ def _vllm(folder: Path, manifest: Mapping[str, Any], out: Path, say: Say) -> dic
     made = make_folder(out, fill)
     say(f"exported: {out}")
     say(f"use it:   cd {out} && {command}")
+    if is_adapter and (held := manifest["recipe"]["model"]["load_in"]) == "nf4":
+        say(f"          (trained on the base in {held}: --quantization bitsandbytes has vLLM hold it in 4 bits too)")
     return made
 
 
@@ -154,8 +155,6 @@ def _adapter_for_vllm(folder: Path, manifest: Mapping[str, Any], name: str) -> t
     )
     if (folder / "chat_template.jinja").is_file():
         command += " --chat-template chat_template.jinja"
-    if manifest["recipe"]["model"]["load_in"] == "nf4":
-        command += " --quantization bitsandbytes"
     return command, {"rank": rank, "layers": len(lora.updates)}
 
 

@@ -93,7 +93,9 @@ def test_an_ollama_folder(merged, tmp_path, capsys):
 def test_an_adapter_for_vllm(lab, tmp_path, capsys):
     source = run_of(lab, "quantised", "sft")
     code, said = run(capsys, "export", source, "--to", "vllm", "--out", tmp_path / "out")
-    assert code == 0 and "--max-lora-rank 8" in said and "--enable-lora" in said and "bitsandbytes" in said
+    assert (
+        code == 0 and "--max-lora-rank 8" in said and "--enable-lora" in said and "--quantization bitsandbytes" in said
+    )
     manifest = manifest_of(tmp_path / "out")
     assert manifest["export"]["command"] in said and manifest["proof"]["rank"] == 4
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())

@@ -18,7 +18,7 @@ from finetune.model.adapter import open_adapter
 from finetune.model.base import Precision, load_base
 from finetune.model.reward import open_reward
 from finetune.release import merge as merge_module
-from finetune.release.merge import MergeSettings
+from finetune.release.merge_sources import MergeSettings
 from finetune.release.merge_weights import Merging
 
 IDS = torch.arange(3, 60)[None]
