@@ -33,8 +33,8 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "run": ("finetune.cli.run:run", "Run everything in the recipe that is not done yet."),
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
     "merge": ("finetune.cli.merge:merge", "Merge adapters into their base, proven."),
-    "verify": ("finetune.cli.verify:verify", "Check a run, or a merged or downloaded folder, against its manifest."),
     "export": ("finetune.cli.export:export", "Export a merged model to GGUF, Ollama or vLLM."),
+    "verify": ("finetune.cli.verify:verify", "Check a run, or a merged folder, against its manifest."),
     "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
     "publish": ("finetune.cli.publish:publish", "Publish a run on the hub: proven, with card and licence."),
 }
