@@ -18,22 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from peft import get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
 from finetune.data.comparisons import Comparisons
 from finetune.data.prepare import PreparedSft
 from finetune.data.prepare_preference import PreparedComparisons
-from finetune.data.save_tokenizer import save_tokenizer
 from finetune.engine import loop, session
 from finetune.engine.batches import Rows, collate
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job
-from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import InputError, InterruptedRunError
 from finetune.model import adapter
@@ -41,29 +37,18 @@ from finetune.recipe.learning_stages import DpoStage, RewardStage, SftStage, trl
 from finetune.recipe.train_settings import TrainSettings
 from finetune.stages.trl_checkpoints import newest_checkpoint
 from finetune.stages.trl_follow import Follow, Plan, progress_of
+from finetune.stages.trl_setup import arguments, lent_to_trl, optimiser, refuse_trained_head, require_trl, trl_tokenizer
 
 IGNORED = -100
 """A label that transformers' losses leave out."""
-TRL_OPTIONS = {
-    "report_to": "none",
-    "disable_tqdm": True,
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "train_sampling_strategy": "sequential",
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    "max_length": None,
-    "save_strategy": "steps",
-    "push_to_hub": False,
-}
-"""What every run has alike; the rows come in our order and at their length, and nothing is sent anywhere."""
 
 
 def train_sft(
     stage: SftStage, job: Job, opened: session.Session, words: session.Words, data: PreparedSft
 ) -> tuple[loop.Trained, dict[str, Any]]:
     """Train the session's adapter with TRL's SFTTrainer."""
-    trl = _trl()
-    _refuse_trained_head(opened)
+    trl = require_trl()
+    refuse_trained_head(opened)
     ragged = stage.train.layout == "ragged" and "layout" in stage.train.model_fields_set
 
     def columns(rows: Rows) -> dict[str, list[Any]]:
@@ -108,7 +93,7 @@ def train_reward(
     It trains a sequence classifier: one is put together from the base's decoder and the head, with the same LoRA
     weights on it, and afterwards taken apart. Returns the session with the trained adapter; `head` is changed in place.
     """
-    trl = _trl()
+    trl = require_trl()
     lora = opened.lora
     _refuse(trl_adapter_problem("reward", lora.lora_dropout, opened.settings.init, bool(lora.modules_to_save)), job)
     _refuse_rankings(data, job)
@@ -154,11 +139,11 @@ def train_dpo(
     rate_factor: float,
 ) -> tuple[loop.Trained, dict[str, Any]]:
     """Train the session's adapter with TRL's DPOTrainer, which makes the reference itself: a copy of that adapter."""
-    trl = _trl()
+    trl = require_trl()
     lora = opened.lora
     _refuse(trl_adapter_problem("dpo", lora.lora_dropout, opened.settings.init, bool(lora.modules_to_save)), job)
     _refuse_rankings(data, job)
-    _refuse_trained_head(opened)
+    refuse_trained_head(opened)
     losses = [stage.loss, "sft"] if stage.nll_weight else [stage.loss]
     trained, resolved = _run(
         _Training(
@@ -278,7 +263,7 @@ def _run(
         tokens=training.tokens[rows],
         units=training.units[rows],
     )
-    job.say(f"engine trl: {training.trainer.__name__} of TRL {_trl().__version__}, as it is; docs/trl.md")
+    job.say(f"engine trl: {training.trainer.__name__} of TRL {require_trl().__version__}, as it is; docs/trl.md")
     if per_epoch % train.batch_size and len(rows) > per_epoch:
         job.say(
             "a step that an epoch's rows do not fill is filled with rows of the next epoch (engine finetune does not)"
@@ -287,18 +272,11 @@ def _run(
     def trained_by_trl(rate: float, tracker: Wandb | None) -> loop.Trained:
         return _train(training, train, job, opened, words, rows, plan, rate, tracker)
 
-    try:
+    with lent_to_trl(job, training.model):
         trained, resolved = session.run_trainer(
             job, opened, training.model, plan.steps, train, trained_by_trl, rate_factor=training.rate_factor
         )
-    finally:
-        job.bases.forget()  # what TRL's trainers leave on a base is theirs to know
-        # accelerate keeps one precision for the process, and the Trainer has set its own; later stages choose again.
-        # There is no public way; transformers' TrainingArguments makes the same call before every training.
-        AcceleratorState._reset_state(reset_partial_state=True)
-    for parameter in adapter.trainable(training.model).values():  # TRL trains the LoRA weights of 4-bit bases in bf16
-        parameter.data = parameter.data.float()
-    return trained, {**resolved, "engine": f"trl {_trl().__version__}"}
+    return trained, {**resolved, "engine": f"trl {require_trl().__version__}"}
 
 
 def _train(
@@ -333,9 +311,9 @@ def _train(
             data_collator=training.collator,
             train_dataset=Dataset.from_dict(training.train).select(rows),
             eval_dataset=held_out,
-            processing_class=_tokenizer(job, words),
+            processing_class=trl_tokenizer(job, words),
             callbacks=[follow],
-            optimizers=_optimiser(training.model, train, rate, plan.steps),
+            optimizers=optimiser(training.model, train, rate, plan.steps),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
@@ -355,23 +333,11 @@ def _arguments(
     measures = training.held_out is not None
     held_out_steps = len(next(iter(training.held_out.values()))) / train.batch_size if training.held_out else 0
     return training.config(
-        output_dir=str(job.work / "checkpoints"),
-        max_steps=plan.steps,
-        per_device_train_batch_size=train.micro_batch_size,
-        per_device_eval_batch_size=train.micro_batch_size,
-        gradient_accumulation_steps=train.batch_size // train.micro_batch_size,
-        max_grad_norm=train.max_grad_norm or 0.0,
-        gradient_checkpointing=train.gradient_checkpointing,
-        bf16=opened.precision.compute == torch.bfloat16,
-        use_cpu=opened.device.type == "cpu",
-        dataloader_pin_memory=opened.device.type == "cuda",
-        seed=job.seed,
+        max_length=None,  # rows come at their length
         eval_strategy="steps" if measures else "no",
         eval_steps=train.eval_every or math.ceil(max(plan.steps / 10, held_out_steps, 1)),
         eval_on_start=measures and first,
-        save_steps=train.checkpoint_every or max(1, math.ceil(plan.steps / 10)),
-        save_total_limit=train.keep_checkpoints,
-        **TRL_OPTIONS,
+        **arguments(train, job, opened, plan.steps),
     )
 
 
@@ -381,27 +347,6 @@ def row_stream(epoch_order: Callable[[int], NDArray[np.int64]], train: TrainSett
     wanted = train.batch_size * train.max_steps if train.max_steps else math.ceil(train.epochs * per_epoch - 1e-9)
     epochs = [epoch_order(epoch) for epoch in range(math.ceil(wanted / per_epoch))]
     return np.concatenate(epochs)[:wanted]
-
-
-def _optimiser(
-    model: nn.Module, train: TrainSettings, rate: float, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """The same optimiser and learning rates as engine finetune has, in the form that a Trainer takes."""
-    optimizer = make_optimizer(list(adapter.trainable(model).values()), train)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    share = partial(
-        learning_rate, peak=1.0, total=steps, warmup=warmup_steps(train.warmup, steps), schedule=train.schedule
-    )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(min(step, steps - 1)))
-
-
-def _tokenizer(job: Job, words: session.Words) -> Any:
-    """The tokenizer as it is saved with the adapter, with its padding token."""
-    folder = job.work / "tokenizer"
-    folder.mkdir(exist_ok=True)
-    save_tokenizer(job.base.folder, words.tokenizer, words.resolved, folder)
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _as_classifier(opened: session.Session, head: nn.Linear) -> Any:
@@ -439,14 +384,6 @@ def _score_name(classifier: nn.Module) -> str:
     return next(name for name in adapter.trainable(classifier) if ".score." in name)
 
 
-def _trl() -> Any:
-    try:
-        import trl
-    except ImportError as error:
-        raise InputError("engine trl: TRL is not installed: pip install 'finetune[trl]'") from error
-    return trl
-
-
 def _refuse(problem: str | None, job: Job) -> None:
     if problem is not None:
         raise InputError(f"stage {job.name} has engine trl, but its adapter's {problem}")
@@ -461,12 +398,3 @@ def _refuse_rankings(data: PreparedComparisons, job: Job) -> None:
                 f"stage {job.name}: engine trl learns from pairs, but {more.size:,} of {len(part):,} comparisons rank "
                 f"three or more answers, such as {first}: use engine finetune, or give pairs"
             )
-
-
-def _refuse_trained_head(opened: session.Session) -> None:
-    """TRL's fused head cannot be a LoRA layer. Raises InputError."""
-    if isinstance(opened.model.get_output_embeddings(), BaseTunerLayer):
-        raise InputError(
-            "engine trl: TRL cannot train LoRA on lm_head; leave it out of adapter.targets, or train it whole with "
-            "adapter.modules_to_save"
-        )
