@@ -193,7 +193,16 @@ def _settings(manifest: Manifest, lineage: Lineage) -> list[str]:
 
 
 def _results(manifest: Manifest) -> list[str]:
-    return _table(manifest.get("metrics") or {})
+    """A run's own metrics; of a merged or exported model those of the runs that it was made from."""
+    if metrics := manifest.get("metrics"):
+        return _table(metrics)
+    lines: list[str] = []
+    for source in manifest.get("made_from", ()):
+        if found := _results(source):
+            lines += (
+                [f"Of {source['name']}, before it became this:", "", *found, ""] if source.get("metrics") else found
+            )
+    return lines
 
 
 def _table(values: Mapping[str, Any]) -> list[str]:

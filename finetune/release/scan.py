@@ -34,25 +34,27 @@ _GGUF_HEAD_BYTES = 2**24
 """Where a GGUF keeps its metadata: a 128 K vocabulary with merges takes about 8 MiB."""
 
 _SECRETS = (
-    ("a Hugging Face token", re.compile(r"\bhf_[A-Za-z0-9]{30,}")),
-    (
-        "a Weights & Biases key",
-        re.compile(r"\bwandb_v1_[A-Za-z0-9_]{40,}|(?i:wandb)\w*[\"']?\s*[:=]\s*[\"']?[0-9a-f]{40}\b"),
-    ),
-    ("an AWS key", re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")),
-    ("a private key", re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY")),
-    ("an API key", re.compile(r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}")),
-    ("a GitHub or GitLab token", re.compile(r"\b(?:gh[opsur]_[A-Za-z0-9]{36}|github_pat_\w{40,}|glpat-[\w-]{20,})")),
-    ("a Slack token", re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}")),
-    ("a Google API key", re.compile(r"\bAIza[\w-]{35}")),
-    ("a signed web token", re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}")),
-    ("a password in an address", re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']{3,}@")),
+    ("a Hugging Face token", ("hf_",), r"\bhf_[A-Za-z0-9]{30,}"),
+    ("a Weights & Biases key", ("wandb_v1_",), r"\bwandb_v1_\w{40,}"),
+    ("a Weights & Biases key", ("wandb", "WANDB"), r"(?i:wandb)\w*[\"']?\s*[:=]\s*[\"']?[0-9a-f]{40}\b"),
+    ("an AWS key", ("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    ("a private key", ("PRIVATE KEY",), r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY"),
+    ("an API key", ("sk-",), r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_-]{20,}"),
+    ("a GitHub token", ("gho_", "ghp_", "ghr_", "ghs_", "ghu_"), r"\bgh[oprsu]_[A-Za-z0-9]{36}"),
+    ("a GitHub token", ("github_pat_",), r"\bgithub_pat_\w{40,}"),
+    ("a GitLab token", ("glpat-",), r"\bglpat-[\w-]{20,}"),
+    ("a Slack token", ("xox",), r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}"),
+    ("a Google API key", ("AIza",), r"\bAIza[\w-]{35}"),
+    ("a signed web token", ("eyJ",), r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),
+    ("a password in an address", ("://",), r"\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']{3,}@"),
 )
+"""What it is; texts of which every such key has one, which are looked for first, for speed; and its form."""
 _ASSIGNMENT = re.compile(
     r"(?i)(?:api[_-]?key|access[_-]?key|secret|token|passw(?:or)?d|credentials?)[\"']?\s*[:=]\s*[\"']?"
     r"([A-Za-z0-9+/_.~-]{16,})={0,2}"
 )
 _HOME = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\{1,2}Users\\{1,2})([A-Za-z0-9][\w.-]*)|(?<![\w.-])/root/[\w.-]+")
+_HOMES = ("/home/", "/Users/", "\\Users\\", "/root/")
 _NOBODY = {"user", "username", "you", "your", "yourname", "name", "me", "runner", "ubuntu", "jovyan", "shared"}
 """Names in example paths, in containers and on rented machines: they tell nothing of anybody."""
 _PATH = re.compile(r"(?<![\w:/.<\\])(?:~|[A-Za-z]:(?=[\\/]))?(?:[\\/][^\s\"'\\/:=,;()<>]+)+[\\/]")
@@ -136,15 +138,16 @@ def refuse_findings(findings: list[Finding]) -> None:
 
 
 def _in_line(file: str, number: int, line: str, here: Here, names: Here | None) -> Iterator[Finding]:
-    for what, pattern in _SECRETS:
-        for match in pattern.finditer(line):
-            yield Finding(file, number, what, match[0], True)
+    for what, marks, form in _SECRETS:
+        if any(mark in line for mark in marks):
+            for match in re.finditer(form, line):
+                yield Finding(file, number, what, match[0], True)
     for match in _ASSIGNMENT.finditer(line):
         if _looks_random(match[1]):
             yield Finding(file, number, _RANDOM, match[1])
-    if here.home and here.home in line and not _HOME.search(line):
+    if here.home and here.home in line and not _HOME.search(here.home):
         yield Finding(file, number, "your home folder", here.home)
-    for match in _HOME.finditer(line):
+    for match in _HOME.finditer(line) if any(mark in line for mark in _HOMES) else ():
         if (match[1] or "").lower() not in _NOBODY:
             yield Finding(file, number, "a private path", match[0])
     if names is not None:

@@ -6,8 +6,9 @@ nothing is refused with the way out, and so is one that is under Meta's licence 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from finetune.errors import BaseModelError, InputError
 from finetune.families.detect import META_VOCABULARY
 from finetune.plan.base_files import base_digest, read_json
+from finetune.plan.manifest import read_manifest
 from finetune.release.licences import LICENCES, Licence, check_copy, recognise
 from finetune.release.lineage import Manifest
 
@@ -42,9 +44,10 @@ class Terms:
     is_multimodal: bool
 
 
-def find_base(manifest: Manifest, places: Iterable[Path], given: Iterable[Path], *, network: bool) -> Path:
+def find_base(manifest: Manifest, places: Sequence[Path], given: Iterable[Path], *, network: bool) -> Path:
     """The folder of a manifest's base. places: run folders whose adapter_config.json may name it. given: by the user.
 
+    Where the base is gone, a place that holds the licence, proven by its manifest, stands for it.
     network: the hub may be asked for a hub base's licence files. Raises InputError where it is not to be found, and for
     a given folder that is another base.
     """
@@ -60,6 +63,10 @@ def find_base(manifest: Manifest, places: Iterable[Path], given: Iterable[Path],
     for name in (*named, recorded["name"]):
         if name and Path(name).is_dir() and base_digest(Path(name), None) == recorded["digest"]:
             return Path(name)
+    for place in places:  # a merged or downloaded folder carries its base's licence itself
+        files = (read_manifest(place) or {}).get("files", {})
+        if any(fnmatch(file, "LICEN[SC]E*") for file in files):
+            return place
     raise InputError(
         f"the base {recorded['name']} is not where it was, or has changed since: its folder holds the licence that the "
         "release has to carry. Say where it is with --base FOLDER"

@@ -181,6 +181,14 @@ def test_the_lineage_as_a_picture(tmp_path: Path, own: Path) -> None:
     ]
 
 
+def test_results_of_a_merged_model_are_those_of_its_runs(tmp_path: Path, own: Path) -> None:
+    merged = make_merged(tmp_path / "m", make_run(tmp_path / "runs", own))
+    exported = make_merged(tmp_path / "x", merged, kind="gguf", files_={"x.gguf": b"GGUF"})
+    for folder in (merged, exported):
+        text = card_of(folder, tmp_path)
+        assert "Of chat/sft, before it became this:" in text and "| held_out | 1.25 |" in text
+
+
 def test_names_with_marks_do_not_break_the_picture(tmp_path: Path, own: Path) -> None:
     run = make_run(tmp_path / "runs", own, sources=[source('a "b" <c>.jsonl')])
     assert 'd0[("a #quot;b#quot; #lt;c#gt;.jsonl<br/>24 rows")]' in card_of(run, tmp_path)

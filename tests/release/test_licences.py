@@ -298,6 +298,10 @@ def test_the_base_is_found_again_or_asked_for(tmp_path: Path, shared: Path) -> N
     with pytest.raises(InputError, match=r"is not where it was.*--base FOLDER"):
         duties_of(run, tmp_path / "runs")
     assert duties_of(run, tmp_path / "runs", bases=(moved,)).metadata == {"license": "llama3.1"}
+    licence = (moved / "LICENSE").read_bytes()
+    files = {"model.safetensors": b"w", "config.json": b"{}", "LICENSE": licence}
+    merged = make_merged(tmp_path / "merged", run, files_=files)
+    assert duties_of(merged, tmp_path / "runs").files()["LICENSE"] == merged / "LICENSE"  # as finetune merge copied it
     other = llama(tmp_path / "other", shared, "llama3")
     with pytest.raises(InputError, match=r"is not where it was"):
         duties_of(run, tmp_path / "runs", bases=(other,))  # not the base that it was trained on

@@ -28,7 +28,12 @@ def found(text: str, name: str = "notes.md") -> list[str]:
         ("-----BEGIN OPENSSH PRIVATE" + " KEY-----", "a private key"),
         ("-----BEGIN PRIVATE" + " KEY-----", "a private key"),
         ("sk-" + "proj-abcdEFGH1234ijklMNOP5678", "an API key"),
-        ("gh" + "p_0123456789abcdefghijABCDEFGHIJ012345", "a GitHub or GitLab token"),
+        ("gh" + "p_0123456789abcdefghijABCDEFGHIJ012345", "a GitHub token"),
+        ("gl" + "pat-0123456789abcdefghij", "a GitLab token"),
+        ("wandb_v1" + "_0123456789abcdefghij0123456789abcdefghijABCD", "a Weights & Biases key"),
+        ("xo" + "xb-0123456789-abcdefghijKL", "a Slack token"),
+        ("AIz" + "a0123456789abcdefghijABCDEFGHIJ012345", "a Google API key"),
+        ("ey" + "JhbGciOiJIUzI1.ey" + "JzdWIiOiIxMjM0.SflKxwRJSMeKKF2QT4", "a signed web token"),
         ("https://bob:geheim" + "99@example.org/x", "a password in an address"),
         ('"api_key": "' + 'q7Zp2Lx9Vw4Nt8Kb"', "what looks like a key"),
         ("password = " + "g7HxT92mQp4" + "LsW8b", "what looks like a key"),
@@ -108,8 +113,8 @@ def test_a_tokenizers_words_may_be_names() -> None:
 
 
 def test_metas_tokenizers_pass(shared: Path) -> None:
-    files = {f"{p.parent.name}/{p.name}": p for p in (shared / "tokenizers").rglob("*.json")}
-    assert len(files) >= 3
+    files = {f"{p.parent.name}/{p.name}": p for p in (shared / "tokenizers" / "llama3").rglob("*.json")}
+    assert len(files) >= 2
     assert scan(files, here=HERE) == []
 
 
