@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from hashlib import sha256
+from hashlib import sha1, sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ _MODEL_FILES = (
 _ROW_FILES = ("*.jsonl", "*.svg")
 _LOGS = ("metrics.jsonl", "wandb/*", "work/*")
 _SAMPLES = "samples.jsonl"
+_LARGEST_BLOB = 2**25
+"""Bytes. The hub keeps files above 10 MB, or of binary kinds, as large ones."""
 _OWN = (CARD, NOTICE, "LICENSE*", "LICENCE*", "USE_POLICY*", f"{FOLDER}/*")
 """Written anew, so not worth a word when they are left out."""
 
@@ -89,14 +91,15 @@ def compose(lineage: Lineage, duties: Duties, name: str, *, base_id: str | None 
     pictures = [file for file in files if file.endswith(".svg")]
     told = Lineage((*public.members[:-1], Member(described, None)), public.links)
     files[CARD] = write_card(described, told, shown, pictures).encode()
-    # The card may be edited on the hub, so it is not among the files that the manifest proves.
+    # The card may be edited on the hub, so it is not among the files that the manifest proves; `card` is git's name for
+    # the one written here, by which an edited one is known.
     recorded = manifest["files"]  # checked just now: 140 GB are not read once more
     proven = {
         file: recorded[file] if content == folder / file else _described(content)
         for file, content in sorted(files.items())
         if file != CARD
     }
-    files[FILE] = _json({"format": FORMAT, **described, "files": proven})
+    files[FILE] = _json({"format": FORMAT, **described, "card": blob_id(files[CARD]), "files": proven})
     repo_type: Literal["model", "dataset"] = "dataset" if is_rows else "model"
     digests = {file: entry["sha256"] for file, entry in proven.items()}
     digests |= {file: _described(files[file])["sha256"] for file in (CARD, FILE)}
@@ -124,7 +127,7 @@ def public_manifest(manifest: Manifest, base_id: str | None) -> dict[str, Any]:
     public["overrides"] = [text for text in public.get("overrides", ()) if not text.startswith("track.")]
     if made_from := manifest.get("made_from"):
         public["made_from"] = [public_manifest(source, base_id) for source in made_from]
-    return {key: value for key, value in public.items() if key != "published"}
+    return {key: value for key, value in public.items() if key not in ("published", "card")}
 
 
 def release_format(manifest: Manifest) -> Literal["adapter", "gguf", "rows", "transformers"]:
@@ -223,6 +226,14 @@ def _samples(folder: Path, count: int) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     last = [row for row in rows if row.get("step") == rows[-1].get("step")]
     return last[:count]
+
+
+def blob_id(content: Content) -> str:
+    """Git's name for a file: what the hub knows small files by. Large ones it knows by their sha256."""
+    if isinstance(content, Path) and content.stat().st_size > _LARGEST_BLOB:
+        return ""
+    raw = content if isinstance(content, bytes) else content.read_bytes()
+    return sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
 
 
 def _described(content: Content) -> dict[str, Any]:

@@ -12,19 +12,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError, InputError
 from finetune.plan.manifest import FILE
-from finetune.release.bundle import Bundle
-from finetune.release.scan import Content
+from finetune.release.bundle import CARD, Bundle, blob_id
 
 _ALWAYS_THERE = ".gitattributes"
 """Written by the hub itself into every repository."""
-_LARGEST_BLOB = 2**25
-"""Bytes. The hub keeps files above 10 MB, or of binary kinds, as large ones."""
 _FULL = ("storage", "quota", "limit reached", "payment")
 """Words of the hub's refusals for lack of space; it sends them with 403, like those for lack of rights."""
 
@@ -44,13 +40,17 @@ class There:
 
 @dataclass(frozen=True)
 class Change:
-    """new, changed, same: files of the release. gone: of an earlier release, not of this one. others: not ours."""
+    """new, changed, same: files of the release. gone: of an earlier release, not of this one. others: not ours.
+
+    edited: files of the release that somebody changed on the hub since, and that stay as they are: the card.
+    """
 
     new: tuple[str, ...]
     changed: tuple[str, ...]
     same: tuple[str, ...]
     gone: tuple[str, ...]
     others: tuple[str, ...]
+    edited: tuple[str, ...]
 
     @property
     def is_none(self) -> bool:
@@ -91,13 +91,15 @@ def look(api: Any, bundle: Bundle) -> There:
 
 def compare(bundle: Bundle, there: There) -> Change:
     """What publishing would change. Files that an earlier release brought and this one does not have are removed."""
-    states: dict[str, list[str]] = {"new": [], "changed": [], "same": []}
+    states: dict[str, list[str]] = {"new": [], "changed": [], "same": [], "edited": []}
+    written = (there.earlier or {}).get("card")
     for file, content in bundle.files.items():
         if file not in there.files:
             states["new"].append(file)
         else:
-            is_same = there.files[file] in (bundle.sha256[file], _blob_id(content))
-            states["same" if is_same else "changed"].append(file)
+            is_same = there.files[file] in (bundle.sha256[file], blob_id(content))
+            is_edited = file == CARD and written not in (None, there.files[file])
+            states["same" if is_same else "edited" if is_edited else "changed"].append(file)
     brought = set((there.earlier or {}).get("files") or ())
     rest = [file for file in there.files if file not in bundle.files and file != _ALWAYS_THERE]
     return Change(
@@ -106,6 +108,7 @@ def compare(bundle: Bundle, there: There) -> Change:
         tuple(states["same"]),
         tuple(file for file in rest if file in brought),
         tuple(file for file in rest if file not in brought),
+        tuple(states["edited"]),
     )
 
 
@@ -213,14 +216,6 @@ def _lost(name: str, uploading: bool, reason: str) -> str:
             "goes on, and sends no large file twice"
         )
     return f"the hub could not be reached ({reason}): check the network. Nothing was uploaded; --dry-run DIR needs none"
-
-
-def _blob_id(content: Content) -> str:
-    """Git's name for a file: what the hub knows small files by. Large ones it knows by their sha256."""
-    if isinstance(content, Path) and content.stat().st_size > _LARGEST_BLOB:
-        return ""
-    raw = content if isinstance(content, bytes) else content.read_bytes()
-    return sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
 
 
 def _object(text: str) -> dict[str, Any] | None:

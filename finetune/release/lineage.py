@@ -109,7 +109,7 @@ def key_of(manifest: Manifest) -> str:
     """What identifies a manifest: the run's fingerprint, or else a sha256 of what it says it was made of."""
     if fingerprint := manifest.get("fingerprint"):
         return str(fingerprint)
-    content = {key: value for key, value in manifest.items() if key not in ("format", "files", "published")}
+    content = {key: value for key, value in manifest.items() if key not in ("format", "files", "published", "card")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from finetune.release.bundle import Bundle, compose, release_format, write_folde
 from finetune.release.duties import Duties, Writer
 from finetune.release.lineage import Lineage, Member, key_of, trace
 from finetune.release.scan import refuse_findings, scan
-from finetune.release.terms import Terms, find_base, read_terms
+from finetune.release.terms import Terms, licence_folder, read_terms
 
 Say = Callable[[str], None]
 
@@ -124,6 +124,12 @@ def prepare(folder: Path, settings: PublishSettings, *, network: bool, say: Say)
         duties.check(holds_weights=release_format(release.manifest) in ("gguf", "transformers"))
         if not release.sampled:  # rows are no model: no licence says how they are called
             duties.check_name(name.split("/")[1])
+        for terms in duties.terms:
+            if terms.is_multimodal and terms.meta is not None and terms.meta.eu_multimodal:
+                told[
+                    f"{terms.base} is multimodal: the use policy of {terms.meta.model} does not grant its rights to "
+                    "people and companies of the European Union, which the card says"
+                ] = None
         bundles.append(compose(line, duties, name, base_id=settings.base_id, samples=settings.samples))
     for text in told:
         say(text)
@@ -159,7 +165,7 @@ def _terms(member: Member, lineage: Lineage, settings: PublishSettings, network:
     manifest = member.manifest
     same = [m for m in lineage.members if m.manifest["base"]["digest"] == manifest["base"]["digest"] and m.folder]
     places = [m.folder for m in (member, *same) if m.folder is not None]
-    folder = find_base(manifest, places, settings.bases, network=network)
+    folder = licence_folder(manifest, places, settings.bases, network=network)
     found = read_terms(folder, manifest, stated=settings.licence, base_id=settings.base_id)
     say(f"{found.base} is under {found.id}, says {found.witness}")
     return found
@@ -210,6 +216,7 @@ def _show(bundle: Bundle, change: hub.Change | None, say: Say) -> None:
         state = ""
         if change is not None:
             state = "there already" if file in change.same else "changed" if file in change.changed else "new"
+            state = "was edited on the hub and stays as it is" if file in change.edited else state
         say(f"  {_size(bundle.size(file)):>10}  {file}  {state}".rstrip())
     for file in change.gone if change is not None else ():
         say(f"  {'':>10}  {file}  removed: of an earlier release")

@@ -44,7 +44,7 @@ class Terms:
     is_multimodal: bool
 
 
-def find_base(manifest: Manifest, places: Sequence[Path], given: Iterable[Path], *, network: bool) -> Path:
+def licence_folder(manifest: Manifest, places: Sequence[Path], given: Iterable[Path], *, network: bool) -> Path:
     """The folder of a manifest's base. places: run folders whose adapter_config.json may name it. given: by the user.
 
     Where the base is gone, a place that holds the licence, proven by its manifest, stands for it.

@@ -605,3 +605,32 @@ def test_a_recipe_is_no_folder(tmp_path: Path, send: Send) -> None:
     (tmp_path / "recipe.yaml").write_text("name: chat\n")
     with pytest.raises(InputError, match=r"is a file.*finetune show .*recipe\.yaml"):
         send(tmp_path / "recipe.yaml")
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(hub: Hub, run: Path, base: Path, send: Send, user: Told) -> None:
+    send(run)
+    repo = hub.repos["me/chat"]
+    first, edited = repo.files["README.md"], b"---\nlicense: mit\n---\n# In my own words\n"
+    repo.files["README.md"] = edited
+    assert send(run) == []
+    assert repo.files["README.md"] == edited
+    assert any("README.md  was edited on the hub" in line for line in user.said)
+    send(run, base_id="org/own-1b")  # changes the card, and other files
+    assert repo.files["README.md"] == edited
+    assert b"org/own-1b" in repo.files["manifest.json"]
+    del repo.files["README.md"]
+    send(run, base_id="org/own-1b")
+    assert b"base_model: org/own-1b" in repo.files["README.md"]
+    repo.files["README.md"] = first  # an older card of ours is none that somebody edited, once its manifest is there
+    repo.files["manifest.json"] = repo.files["manifest.json"].replace(b'"card"', b'"no card"')
+    send(run, base_id="org/own-1b")
+    assert b"base_model: org/own-1b" in repo.files["README.md"]
+
+
+def test_multimodal_models_are_pointed_out(tmp_path: Path, shared: Path, send: Send, user: Told) -> None:
+    run = make_run(tmp_path / "runs", llama(tmp_path, shared, "llama4"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["base"]["architecture"] = ["Llama4ForConditionalGeneration"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    send(run, "me/Llama-chat", dry_run=tmp_path / "out")
+    assert any("base-llama4 is multimodal" in line and "European Union" in line for line in user.said)
