@@ -189,11 +189,14 @@ def _none(like_1KTE: Tensor) -> Tensor:
 
 
 def _grown(store: Tensor, slots: int, room: int, block: int = 1) -> Tensor:
-    """The store itself where it has that room, else a larger one that holds the same. Unused places are 0, never
-    garbage: a weight of 0 times infinity would not be 0."""
+    """The store itself where it has that room, else a new one with what the first `room` places of it hold.
+
+    Unused places are 0, never garbage: a weight of 0 times infinity would not be 0. Longest prompts come first, so a
+    new store of prompts often has less room than the last.
+    """
     if slots <= store.shape[0] and room <= store.shape[2]:
         return store
-    slots, room = max(slots, store.shape[0]), max(-(-room // block) * block, store.shape[2])
-    larger = store.new_zeros((slots, store.shape[1], room, store.shape[3]))
-    larger[: store.shape[0], :, : store.shape[2]] = store
-    return larger
+    slots, room = max(slots, store.shape[0]), -(-room // block) * block
+    new = store.new_zeros((slots, store.shape[1], room, store.shape[3]))
+    new[: store.shape[0], :, : store.shape[2]] = store[:, :, :room]
+    return new

@@ -116,7 +116,7 @@ class _Writer:
         rows_at_once: int,
     ) -> None:
         self.model, self.sampling, self.keys, self.rows_at_once = model, sampling, keys, rows_at_once
-        self.device = model.lm_head.weight.device
+        self.device = model.device
         self.decoding = Decoding(self.device)
         by_ids: dict[bytes, list[int]] = {}
         for index, prompt in enumerate(prompts):

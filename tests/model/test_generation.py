@@ -301,6 +301,21 @@ def test_training_goes_on_as_if_nothing_had_been_written(tmp_path):
     assert ids_of(generate(model, prompts, 2, SAMPLED, keys=range(len(prompts)))) == answers
 
 
+def test_heads_that_are_trained_or_adapted_are_used():
+    prompts = some_prompts()
+    for settings in ({"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}):
+        model = tiny(2)
+        config = LoraConfig(r=4, **({"target_modules": "all-linear", "init_lora_weights": False} | settings))
+        peft = get_peft_model(model, config)
+        with torch.no_grad():
+            for name, parameter in peft.named_parameters():
+                if "lm_head" in name and parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(6)) * 0.3)
+        answers = ids_of(generate(model, prompts, 2, greedy(12), keys=range(len(prompts))))
+        assert answers == [[alone(model, prompt, 12)] * 2 for prompt in prompts]
+        assert answers != ids_of(generate(tiny(2), prompts, 2, greedy(12), keys=range(len(prompts))))
+
+
 def test_dropout_is_off_while_writing():
     model = tiny(2, attention_dropout=0.5)
     prompts = some_prompts()
