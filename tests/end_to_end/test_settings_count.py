@@ -23,17 +23,17 @@ import pytest
 import yaml
 from commands import QUESTIONS, Run, write_jsonl
 
-from finetune.recipe import schema
+from finetune.recipe import data_settings, schema, settings, train_settings
 
 SECTIONS = (
     schema.Recipe,
     schema.ModelSettings,
     schema.AdapterSettings,
     schema.TrackSettings,
-    schema.WandbSettings,
-    schema.DataSource,
-    schema.HeldOut,
-    schema.TrainSettings,
+    settings.WandbSettings,
+    data_settings.DataSource,
+    data_settings.HeldOut,
+    train_settings.TrainSettings,
     schema.SftStage,
 )
 COMMIT = "1" * 40
@@ -377,7 +377,7 @@ def data_streaming(lab: Lab) -> None:
 
 def data_stage(lab: Lab) -> None:
     second = {"kind": "sft", "data": [{"stage": "sft"}]}
-    refused(lab, {"stages.again": second}, "stages.again.data[0].stage", "writes an adapter, not rows")
+    refused(lab, {"stages.again": second}, "stages.again.data[0].stage", "gives an adapter that writes text, not rows")
 
 
 def data_format(lab: Lab) -> None:
