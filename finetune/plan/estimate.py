@@ -188,7 +188,7 @@ def _frozen_adapters(stage: Stage) -> int:
 def _writing(stage: ScoredStage, shape: Shape, max_length: int, wide: int) -> float:
     """Bytes while answers are written and scored: keys and values, three copies of the last logits, and one block's
     activations of the prompts, or of answers that are scored, which are taken in portions."""
-    rows = stage.rows_at_once
+    rows = stage.train.batch_size if isinstance(stage, TrlOnlineStage) else stage.rows_at_once  # TRL: all of a step
     keys_values = rows * max_length * shape.layers * 2 * shape.kv_heads * shape.head * wide
     logits = 3 * rows * shape.vocabulary * 4
     return keys_values + logits + max(_PORTION_TOKENS, max_length) * shape.per_block * wide

@@ -245,6 +245,9 @@ def test_what_grpo_needs_beside_sft():
     assert need.frozen == needs().trainable * 4, "the reward model; without kl there is no reference"
     assert needs(stage=grpo | {"kl": 0.1}).frozen == 2 * need.frozen
     assert need.head == 4 * 256 * 128256 * (2 + 4), "logits of all answer tokens"
+    assert needs(stage=grpo | {"train": {"batch_size": 16}}).cache > need.cache, (
+        "TRL writes all answers of a step at once"
+    )
 
 
 def test_planning_imports_no_torch(folder):

@@ -195,6 +195,7 @@ ELSEWHERE = {"kind", "reward", "safety", "rows_at_once"}
 """reward: above; safety: tests/engine/test_rewards.py; rows_at_once is refused."""
 
 
+@pytest.mark.slow
 def test_every_key_counts(walk: Walk) -> None:
     assert set(GrpoStage.model_fields) == {key for key in CHANGES if "." not in key} | ELSEWHERE
     assert set(RlooStage.model_fields) == set(GrpoStage.model_fields)
