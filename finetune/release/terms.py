@@ -6,7 +6,7 @@ nothing is refused with the way out, and so is one that is under Meta's licence 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -44,7 +44,7 @@ class Terms:
     is_multimodal: bool
 
 
-def licence_folder(manifest: Manifest, places: Sequence[Path], given: Iterable[Path], *, network: bool) -> Path:
+def licence_folder(manifest: Manifest, places: Sequence[Path], given: Sequence[Path], *, network: bool) -> Path:
     """The folder of a manifest's base. places: run folders whose adapter_config.json may name it. given: by the user.
 
     Where the base is gone, a place that holds the licence, proven by its manifest, stands for it.
@@ -67,8 +67,10 @@ def licence_folder(manifest: Manifest, places: Sequence[Path], given: Iterable[P
         files = (read_manifest(place) or {}).get("files", {})
         if any(fnmatch(file, "LICEN[SC]E*") for file in files):
             return place
+    tried = [str(folder) for folder in given]
     raise InputError(
-        f"the base {recorded['name']} is not where it was, or has changed since: its folder holds the licence that the "
+        (f"{' and '.join(tried)} (--base) is another base than the manifest's. " if tried else "")
+        + f"The base {recorded['name']} is not where it was, or has changed since: its folder holds the licence that the "
         "release has to carry. Say where it is with --base FOLDER"
     )
 

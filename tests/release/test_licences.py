@@ -303,5 +303,5 @@ def test_the_base_is_found_again_or_asked_for(tmp_path: Path, shared: Path) -> N
     merged = make_merged(tmp_path / "merged", run, files_=files)
     assert duties_of(merged, tmp_path / "runs").files()["LICENSE"] == merged / "LICENSE"  # as finetune merge copied it
     other = llama(tmp_path / "other", shared, "llama3")
-    with pytest.raises(InputError, match=r"is not where it was"):
+    with pytest.raises(InputError, match=r"base-llama3 \(--base\) is another base than the manifest's"):
         duties_of(run, tmp_path / "runs", bases=(other,))  # not the base that it was trained on
