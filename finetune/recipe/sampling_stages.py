@@ -87,7 +87,8 @@ class ScoredStage(Settings):
     """What stages that sample answers and score them share. Exactly one of reward and checker."""
 
     prompts: Annotated[list[DataSource], Field(min_length=1)]
-    """Where the prompts come from: rows of any format for sft, whose last answer is not looked at, or of `prompt`."""
+    """Where the prompts come from: rows of conversations, whose last answer is cut off, or of the format `prompt`;
+    docs/data.md."""
     reward: Text | None = None
     """The reward stage above, or a reward adapter folder, that scores the answers."""
     safety: SafetyReward | None = None
@@ -138,7 +139,8 @@ class TemperatureSearch(Settings):
 
 
 class RejectStage(ScoredStage):
-    """Rejection sampling: many answers to each prompt, scored, the best kept as rows for sft, or pairs for dpo."""
+    """Rejection sampling: many answers to each prompt, scored, the best kept as rows for sft, or pairs for dpo.
+    docs/rejection.md."""
 
     kind: Literal["reject"]
     """Rejection sampling (best of k)."""
