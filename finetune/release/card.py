@@ -148,7 +148,7 @@ def _sources(lineage: Lineage) -> Iterator[tuple[Member, Mapping[str, Any]]]:
 
 def _data(lineage: Lineage) -> list[str]:
     rows = [
-        f"| {member.label} | {_shown(source['source'])} | {source['format']} | {source['rows']:,} | {source['used']:,} | "
+        f"| {member.label} | {' | '.join(_shown(source[key]) for key in ('source', 'format', 'rows', 'used'))} | "
         f"`{source['digest']}` |"
         for member, source in _sources(lineage)
     ]

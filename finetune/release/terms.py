@@ -70,8 +70,8 @@ def licence_folder(manifest: Manifest, places: Sequence[Path], given: Sequence[P
     tried = [str(folder) for folder in given]
     raise InputError(
         (f"{' and '.join(tried)} (--base) is another base than the manifest's. " if tried else "")
-        + f"The base {recorded['name']} is not where it was, or has changed since: its folder holds the licence that the "
-        "release has to carry. Say where it is with --base FOLDER"
+        + f"The base {recorded['name']} is not where it was, or has changed since: its folder holds the licence "
+        "that the release has to carry. Say where it is with --base FOLDER"
     )
 
 
