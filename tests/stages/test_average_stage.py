@@ -114,6 +114,25 @@ def test_rank_and_weights_count(walk: Walk) -> None:
     assert "rank 8 leaves nothing out" in wide.said
 
 
+def test_whole_weights_and_other_layers(walk: Walk, tmp_path: Path) -> None:
+    """modules_to_save beside LoRA; and adapters on other layers, each of which is named in the result."""
+    whole = walk(_two(), {"adapter.modules_to_save": ["lm_head"], "adapter.targets": ["q_proj", "v_proj"]})
+    key = "base_model.model.lm_head.weight"
+    one, two, mean = (load_file(whole.folders[name] / "adapter_model.safetensors")[key] for name in whole.folders)
+    torch.testing.assert_close(mean, (one + two) / 2)
+    assert not torch.equal(one, two)
+    only = walk({"one": sft_stage()}, {"adapter.targets": ["q_proj", "up_proj"], "adapter.rank": 2}, runs="other")
+    only.folders["one"].rename(tmp_path / "narrow")
+    mixed = {"one": sft_stage(), "mean": _average("one", "./narrow"), "on": sft_stage(start_from="mean")}
+    done = walk(mixed, {"adapter.targets": ["q_proj", "o_proj"]}, runs="mixed")
+    ranks = {
+        name.split(".")[-3]: len(a)
+        for name, a in load_file(done.folders["on"] / "adapter_model.safetensors").items()
+        if "lora_A" in name
+    }
+    assert ranks == {"q_proj": 6, "o_proj": 4, "up_proj": 2}
+
+
 def test_an_adapter_of_another_base_is_refused(walk: Walk, tmp_path: Path) -> None:
     done = walk({"one": sft_stage()})
     manifest = done.folders["one"] / "manifest.json"
