@@ -136,7 +136,8 @@ def _check_words(
                 raise ProofError(f"{folder}: its tokenizer splits {text!r} otherwise than the base's: it is damaged")
     stops = (read_json(folder / "generation_config.json") or {}).get("eos_token_id") or []
     wanted = [ours.id_of(token) for token in family.stop_tokens]
-    is_reward = (manifest.get("merge") or {}).get("task") == "reward"  # writes no text, so it has no such file
+    # A classifier writes no text, so it has no such file.
+    is_reward = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or [])
     if not is_reward and not set(wanted) <= set(stops if isinstance(stops, list) else [stops]):
         raise ProofError(
             f"{folder}: generation_config.json stops at {stops}, but an answer was trained to end with "

@@ -112,6 +112,12 @@ def test_a_merged_model_for_vllm(merged, tmp_path, capsys):
     assert run(capsys, "verify", tmp_path / "out")[0] == 0
 
 
+def test_a_merged_reward_model_for_vllm(merged, tmp_path, capsys):
+    assert run(capsys, "export", merged / "reward", "--to", "vllm", "--out", tmp_path / "out")[0] == 0
+    code, said = run(capsys, "verify", tmp_path / "out")
+    assert code == 0 and "score: loaded again" in said, said
+
+
 def change_config(folder, **values):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

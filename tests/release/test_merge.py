@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import shutil
 
@@ -262,6 +264,23 @@ def test_a_base_of_another_digest_is_refused(lab, tmp_path, capsys):
     path.write_text(json.dumps({**json.loads(path.read_text()), "rms_norm_eps": 1e-3}))
     code, said = merged(capsys, run_of(lab, "plain", "sft"), "--out", tmp_path / "out", "--base", tmp_path / "base")
     assert code == 2 and "is not the base" in said
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(lab, tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(merge_module, "write_file", full)
+    code, said = merged(capsys, run_of(lab, "plain", "sft"), "--out", tmp_path / "out")
+    assert code == 2 and "the disk is full" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_cannot_write_one_folder(lab, tmp_path, capsys):
+    with (tmp_path / "out.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        code, said = merged(capsys, run_of(lab, "plain", "sft"), "--out", tmp_path / "out")
+    assert code == 2 and "another process" in said and not (tmp_path / "out.part").exists()
 
 
 def test_killed_before_the_end_nothing_looks_finished(lab, tmp_path, monkeypatch):
