@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from finetune.data.answers import answer_text
 from finetune.data.mix import generator
 from finetune.data.prepare_prompts import Prompt
 from finetune.data.tokenizer import Tokenizer
@@ -30,9 +31,10 @@ from finetune.engine.reference import reference_active
 from finetune.engine.rewards import Answer, Judge
 from finetune.engine.token_logprobs import Hidden
 from finetune.errors import ProofError
+from finetune.families.base import Family
 from finetune.model.actor_critic import VALUE, ActorCritic
 from finetune.model.adapter import ADAPTER
-from finetune.model.generation import Sampling, generate
+from finetune.model.generation import Generated, Sampling, generate
 from finetune.numerics.logprobs import entropies, logprobs
 from finetune.numerics.ppo import (
     SMALL,
@@ -148,6 +150,7 @@ class Iterations:
         train: Sequence[Prompt],
         held_out: Sequence[Prompt],
         *,
+        family: Family,
         tokenizer: Tokenizer,
         stop_ids: frozenset[int],
         seed: int,
@@ -158,7 +161,7 @@ class Iterations:
     ) -> None:
         self.stage, self.model, self.judge = stage, model, judge
         self.train_prompts, self.held_out_prompts = train, held_out
-        self.tokenizer, self.stop_ids, self.seed = tokenizer, stop_ids, seed
+        self.family, self.tokenizer, self.stop_ids, self.seed = family, tokenizer, stop_ids, seed
         self.device, self.compute, self.hidden = device, compute, hidden
         self.keep_samples = keep_samples
         self.base = model.adapted.get_base_model()
@@ -261,7 +264,7 @@ class Iterations:
                 rows_at_once=stage.rows_at_once,
             )
         answers = [
-            Answer(prompt, one.ids, self._text(one.ids, one.finished), one.finished)
+            Answer(prompt, one.ids, self._text(prompt, one), one.finished)
             for prompt, many in zip(prompts, generated, strict=True)
             for one in many
         ]
@@ -280,8 +283,8 @@ class Iterations:
         self.keep_samples(step, answers, scores.total)
         return self._measured(answers, scores.total, scores.parts, logps, reference).metrics("held_out_")
 
-    def _text(self, ids: NDArray[np.int64], finished: bool) -> str:
-        return self.tokenizer.decode(ids[:-1].tolist() if finished else ids.tolist())
+    def _text(self, prompt: Prompt, one: Generated) -> str:
+        return answer_text(prompt, one.ids, one.finished, self.family, self.tokenizer)
 
     def _prompts_of(self, iteration: int) -> list[Prompt]:
         """The iteration's prompts: passes over all of them, each in an order of its own."""

@@ -235,6 +235,12 @@ def fresh_base(job: Job, session: Session) -> LlamaForCausalLM | None:
     return None
 
 
+def stop_ids(words: Words) -> frozenset[int]:
+    """Every token at which an answer ends, by the family."""
+    found = (words.tokenizer.id_of(token) for token in words.resolved.family.eos_tokens)
+    return frozenset(index for index in found if index is not None)
+
+
 def describe_family(words: Words) -> Mapping[str, Any]:
     """What the manifest says of the family."""
     family = words.resolved.family

@@ -26,7 +26,7 @@ from finetune.engine.job import Job, Outcome
 from finetune.engine.optim import default_learning_rate
 from finetune.engine.ppo import Iterations, policy_objective, value_objective
 from finetune.engine.reference import add_reference
-from finetune.engine.rewards import Answer, open_judge
+from finetune.engine.rewards import Answer, check_columns, open_judge
 from finetune.engine.token_logprobs import hidden_function
 from finetune.engine.tracking import MetricsFile
 from finetune.errors import InputError
@@ -65,6 +65,7 @@ def run(stage: PpoStage, job: Job) -> Outcome:
     everything = (*prompts.train, *prompts.held_out)
     longest = max(len(prompt.ids) for prompt in everything) + stage.max_new_tokens
     session.check_words(job, max(int(prompt.ids.max()) for prompt in everything), longest)
+    check_columns(stage, everything)
     opened = session.open_session(job, stage.train, stage.start_from)
     add_reference(opened.model, opened.start)
     reward = None if stage.reward is None else (job.inputs.get(stage.reward) or job.locate(stage.reward))
@@ -77,8 +78,9 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         judge,
         prompts.train,
         prompts.held_out,
+        family=words.resolved.family,
         tokenizer=words.tokenizer,
-        stop_ids=stop_ids(words),
+        stop_ids=session.stop_ids(words),
         seed=job.seed,
         device=opened.device,
         compute=opened.precision.compute,
@@ -127,12 +129,6 @@ def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations)
         cycle=cycle,
         groups=[(cycle.model.policy_weights, 1.0), (cycle.model.value_weights, value_rate / rate)],
     )
-
-
-def stop_ids(words: session.Words) -> frozenset[int]:
-    """Every token at which an answer ends, by the family."""
-    found = (words.tokenizer.id_of(token) for token in words.resolved.family.eos_tokens)
-    return frozenset(index for index in found if index is not None)
 
 
 def _keep_samples(file: MetricsFile, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]) -> None:

@@ -101,7 +101,7 @@ def run(stage: RejectStage, job: Job) -> Outcome:
     check_columns(stage, everything)
     sampler = open_sampler(stage, job)
     judge = open_judge(stage, job, sampler.model, sampler.precision)
-    task = Task(stage, job, words, prompts.train, others, pool, sampler, judge, stop_ids(words))
+    task = Task(stage, job, words, prompts.train, others, pool, sampler, judge, session.stop_ids(words))
 
     journal, searched = _sample(task)
     lines = journal.read()
@@ -137,12 +137,6 @@ def run(stage: RejectStage, job: Job) -> Outcome:
         },
         proof=proof,
     )
-
-
-def stop_ids(words: session.Words) -> frozenset[int]:
-    """Every token at which an answer ends, by the family."""
-    found = (words.tokenizer.id_of(token) for token in words.resolved.family.eos_tokens)
-    return frozenset(index for index in found if index is not None)
 
 
 def chunk_size(stage: RejectStage) -> int:

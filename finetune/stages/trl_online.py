@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from finetune.data.answers import answer_text
 from finetune.data.mix import generator
 from finetune.data.prepare_prompts import Prompt, prepare_prompts
 from finetune.engine import loop, session
@@ -142,7 +143,7 @@ class _Online:
             tokens=np.zeros(answers, dtype=np.int64),
             units=np.zeros(answers, dtype=np.int64),
         )
-        self.stops = stop_ids(words)
+        self.stops = session.stop_ids(words)
 
     @property
     def trainer(self) -> Callable[..., Any]:
@@ -226,14 +227,9 @@ class _Online:
 
 def _answer(prompt: Prompt, ids: Sequence[int], stops: frozenset[int], words: session.Words) -> Answer:
     finished = ids[-1] in stops
-    text = words.tokenizer.decode(list(ids[:-1] if finished else ids), skip_special=True)
-    return Answer(prompt, np.array(ids, dtype=np.int64), text, finished)
-
-
-def stop_ids(words: session.Words) -> frozenset[int]:
-    """Every token at which an answer ends, by the family."""
-    found = (words.tokenizer.id_of(token) for token in words.resolved.family.eos_tokens)
-    return frozenset(index for index in found if index is not None)
+    written = np.array(ids, dtype=np.int64)
+    text = answer_text(prompt, written, finished, words.resolved.family, words.tokenizer)
+    return Answer(prompt, written, text, finished)
 
 
 def _refuse_adapter(stage: GrpoStage | RlooStage, opened: session.Session) -> None:
