@@ -143,11 +143,18 @@ def _prove(
         bound = settings.bound if settings.bound is not None else proof.allowed(dtype, reward)
         figures["formula"] = _check(part, exact, answers, bound, "the formula in float32")
         compared = "the formula in float32"
+        plain = all(not lora.whole and not lora.config.get("use_dora") for lora in sources.loras)
+        if plain and merging.how.method in ("linear", "cat") and not sources.are_models:
+            held = Precision("bf16" if dtype == torch.bfloat16 else "fp32", compute)
+            precision = held if quantised and merging.how.into == "original" else sources.precision
+            at_once = proof.together(sources.base, sources.folders, merging.how.weights, precision, device, rows)
+            figures["together"] = _check(part, at_once, answers, bound, "the base with all adapters at their weights")
+            compared = "all adapters at once, by peft"
         for run, manifest in zip(sources.folders, sources.manifests, strict=True):
             if not sources.are_models:
                 alone = proof.as_trained(sources.base, run, sources.precision, device, rows, reward)
                 figures.setdefault("from_each", {})[manifest["name"]] = proof.to_json(proof.differ(alone, answers))
-    first = next(iter(figures[key] for key in ("as_trained", "formula") if key in figures))
+    first = next(iter(figures[key] for key in ("as_trained", "together", "formula") if key in figures))
     say(f"proof: {len(rows)} rows, compared with {compared}: {first['told']}")
     return {
         "compared": compared,

@@ -14,12 +14,13 @@ from typing import Any
 
 import psutil
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from finetune.errors import ProofError
-from finetune.model.adapter import open_adapter
+from finetune.model.adapter import ADAPTER, open_adapter
 from finetune.model.base import Precision, load_base
 from finetune.model.reward import open_reward
 from finetune.release.merge_weights import Merging
@@ -117,6 +118,23 @@ def as_trained(base: Path, run: Path, precision: Precision, device: torch.device
             hidden = scorer.adapted.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state[0]
             found.append(scorer.scores(hidden, torch.tensor([len(row) - 1], device=device)).cpu())
         return found
+
+
+def together(
+    base: Path, runs: Sequence[Path], weights: Sequence[float], precision: Precision, device: torch.device, rows: Rows
+) -> list[Tensor]:
+    """Log-probabilities of the base with several LoRA adapters at once, each at its weight, by peft, nothing merged."""
+    adapted = open_adapter(load_base(base, precision, device), runs[0])
+    names = [ADAPTER, *(f"part-{index}" for index in range(1, len(runs)))]
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        adapted.load_adapter(str(run), adapter_name=name)
+    adapted.base_model.set_adapter(names)
+    for module in adapted.modules():
+        for name, weight in zip(names, weights, strict=True):
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= weight
+    with torch.no_grad(), torch.autocast(device.type, precision.compute, enabled=precision.compute != torch.float32):
+        return log_probs(adapted.eval(), rows)
 
 
 def load_merged(folder: Path, reward: bool, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -19,6 +19,7 @@ from finetune.durable import describe_files
 from finetune.model.adapter import open_adapter
 from finetune.model.base import Precision, load_base
 from finetune.model.reward import open_reward
+from finetune.release import combine
 from finetune.release import merge as merge_module
 from finetune.release.merge_sources import MergeSettings
 from finetune.release.merge_weights import Merging
@@ -147,10 +148,17 @@ def test_several_adapters(lab, tmp_path, capsys):
     runs = [run_of(lab, "plain", "sft"), run_of(lab, "plain", "other")]
     for method in ("linear", "svd", "ties", "dare", "slerp"):
         code, said = merged(capsys, *runs, "--out", tmp_path / method, "--method", method, "--weights", "0.75,0.25")
-        assert code == 0 and "the formula in float32" in said, said
+        assert code == 0 and ("all adapters at once" if method == "linear" else "formula in float32") in said, said
         manifest = manifest_of(tmp_path / method)
         assert manifest["merge"]["method"] == method and len(manifest["made_from"]) == 2
         assert set(manifest["proof"]["from_each"]) == {"plain/sft", "plain/other"}
+        if method == "linear":
+            assert (
+                0
+                <= manifest["proof"]["together"]["mean_kl"]
+                < 1e-6
+                < manifest["proof"]["from_each"]["plain/sft"]["mean_kl"]
+            )
     q = "model.layers.0.mlp.up_proj.weight"
     weights = {path.name: AutoModelForCausalLM.from_pretrained(path).state_dict()[q] for path in tmp_path.iterdir()}
     assert len({weight.numpy().tobytes() for weight in weights.values()}) == 5
@@ -168,6 +176,17 @@ def test_several_adapters(lab, tmp_path, capsys):
     assert code == 2 and "slerp" in said
     code, said = merged(capsys, folders[0], runs[0], "--out", tmp_path / "no", "--method", "slerp")
     assert code == 2 and "mixed" in said
+
+
+def test_a_wrong_sum_is_found_by_peft(lab, tmp_path, capsys, monkeypatch):
+    """The formula itself is wrong, in the files and in what they are compared with alike."""
+    right = combine.linear
+    monkeypatch.setattr(combine, "linear", lambda changes, weights: right(changes, weights[::-1]))
+    for recipe in ("plain", "quantised"):
+        runs = [run_of(lab, recipe, "sft"), run_of(lab, recipe, "other")]
+        code, said = merged(capsys, *runs, "--out", tmp_path / "out", "--weights", "0.9,0.1")
+        assert code == 1 and "all adapters at their weights" in said, said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dare_is_fixed_by_its_seed(lab, tmp_path, capsys):
