@@ -217,7 +217,7 @@ def _write_words(writer: Any, words: Words, folder: Path) -> None:
         ("pad_token", writer.add_pad_token_id),
     ):
         if (name := settings.get(key)) is not None:
-            add(words.special[name])
+            add(words.ids[name])
     for token, add in (("<|eot_id|>", writer.add_eot_token_id), ("<|eom_id|>", writer.add_eom_token_id)):
         if token in words.special:
             add(words.special[token])
