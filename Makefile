@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-quickstart: $(STAMP)  ## SFT, a reward model and DPO on the tiny carried LLaMA in 4 bits, measured before and after
+quickstart: $(STAMP)  ## the whole chain on the tiny carried LLaMA in 4 bits: SFT, reward model, rejection sampling, PPO, DPO; measured
 	$(BIN)/python scripts/quickstart.py
 
 test: $(STAMP)

@@ -1,4 +1,5 @@
-"""The main job on the carried model: `recipes/quickstart.yaml` (SFT, a reward model, DPO), then what came of it.
+"""The main job on the carried model: `recipes/quickstart.yaml`, the whole chain from SFT to PPO and DPO, then what came
+of it.
 
     make quickstart        (or: python scripts/quickstart.py [--set seed=18] [--runs DIR])
 
@@ -6,14 +7,16 @@ Training is `finetune run`; the adapters are then loaded with plain peft from th
 
 Questions are answered greedily. An answer counts when it is the expected one from its first character to its last and
 the model stopped there by itself. Descriptions are sampled at temperature 1, of people and towns that no row to train
-on describes, and judged by the rule that made the comparisons: `preferred` in quickstart_preferences.py. What DPO costs
-is measured too: the questions are asked again, and a description is compared with all that is known of its subject.
+on describes, and judged by the rule that made the comparisons: `preferred` in quickstart_preferences.py, with Wilson's
+95 % interval. What the later stages cost is measured too: the questions are asked again, and a description is compared
+with all that is known of its subject.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +36,7 @@ DESCRIPTION_TOKENS = 64  # the longest in the data has 51
 ROWS = 72  # prompts that are answered together
 SAMPLES = 2  # descriptions of each prompt
 SHOWN = 5  # rows in a table
+TUNED = ("sft", "sft2", "ppo", "dpo")  # stages whose adapters answer
 
 
 def main() -> int:
@@ -74,15 +78,16 @@ def main() -> int:
     answers, told = {}, {}
     with torch.inference_mode():
         answers["base"] = chat.answer(base, questions)
-        tuned = PeftModel.from_pretrained(base, stages["sft"]["path"], adapter_name="sft").eval()
-        tuned.load_adapter(stages["dpo"]["path"], adapter_name="dpo")
-        for name in ("sft", "dpo"):
+        tuned = PeftModel.from_pretrained(base, stages[TUNED[0]]["path"], adapter_name=TUNED[0]).eval()
+        for name in TUNED:
+            if name not in tuned.peft_config:
+                tuned.load_adapter(stages[name]["path"], adapter_name=name)
             tuned.set_adapter(name)
             answers[name] = chat.answer(tuned, questions)
             told[name] = chat.describe(tuned, topics, recipe.seed)
     measured = time.perf_counter()
 
-    columns, world = ("base", "after sft", "after dpo"), build_world()
+    columns, world = ("base", *(f"after {name}" for name in TUNED)), build_world()
     rows = list(zip(questions, *answers.values(), expected, strict=True))[:SHOWN]
     show_table("Questions that were never trained on", ("question", *columns, "expected"), rows)
     rows = list(zip(topics, *told.values(), strict=True))[:SHOWN]
@@ -90,12 +95,20 @@ def main() -> int:
     figures = [
         (f"{len(questions)} questions answered exactly", *(exact(said, expected) for said in answers.values())),
         (f"{len(topics)} descriptions, preferred", "", *(kind(said) for said in told.values())),
-        (f"{len(topics)} descriptions, all of it true", "", *(true(said, topics, world) for said in told.values())),
+        ("95 % interval", "", *(interval([preferred(answer) for answer in said]) for said in told.values())),
+        ("wholly true", "", *(true(said, topics, world) for said in told.values())),
     ]
     show_table("Measured on what was held out", ("", *columns), figures)
-    accuracy = stages["helpful"]["metrics"]["held_out_metrics"]["accuracy"]
+    metrics = {name: stage["metrics"] for name, stage in stages.items()}
+    best = list(metrics["best"]["best_of"].items())
     print(
-        f"\nReward model: finds the better answer in {accuracy:.1%} of {len(topics) // SAMPLES} held-out comparisons.\n"
+        f"\nReward model: finds the better answer in {metrics['helpful']['held_out_metrics']['accuracy']:.1%} of "
+        f"{len(topics) // SAMPLES} held-out comparisons.\n"
+        f"Rejection sampling: mean score {best[0][1]:.2f} of one answer, {best[-1][1]:.2f} of the best of "
+        f"{best[-1][0]}.\n"
+        f"PPO: held-out score {metrics['ppo']['held_out_reward_before']:.2f} -> "
+        f"{metrics['ppo']['held_out_reward_after']:.2f}, at a KL of {metrics['ppo']['held_out_kl_after']:.2f} nats to "
+        "where it began.\n"
         f"Training took {trained - start:.0f} s with start-up, measuring {measured - trained:.0f} s.\n"
         + "\n".join(f"{name}: {stage['path']}" for name, stage in stages.items())
     )
@@ -193,6 +206,13 @@ def true(answers: Sequence[str], prompts: Sequence[str], world: World) -> str:
 
 def share(verdicts: Sequence[bool]) -> str:
     return f"{sum(verdicts)} ({sum(verdicts) / len(verdicts):.1%})"
+
+
+def interval(verdicts: Sequence[bool]) -> str:
+    """Wilson's 95 % interval of a share."""
+    n, p, z = len(verdicts), sum(verdicts) / len(verdicts), 1.96
+    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return f"{(middle - half) / (1 + z * z / n):.1%} to {(middle + half) / (1 + z * z / n):.1%}"
 
 
 def show_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
