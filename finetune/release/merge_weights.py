@@ -29,7 +29,8 @@ _QUANTISED = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight"
 """What transformers loads in 4 bits: every linear layer but the head."""
 _COMPUTED = "rotary_emb.inv_freq"
 """Carried by checkpoints of older versions; computed from the config today."""
-_FINITE_CHUNK = 2**24
+_FINITE_CHUNK = 2**20
+"""Values looked at together: small temporaries, which do not break up the heap."""
 
 
 @dataclass(frozen=True)
