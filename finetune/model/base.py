@@ -104,17 +104,27 @@ def load_base(folder: Path, precision: Precision, device: torch.device) -> Llama
 
 
 def keep_bitsandbytes_exact(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
+    """Keep bitsandbytes (0.50.2) from computing something else on a CPU in eval mode than in training.
 
-    In eval mode `Linear4bit` (0.50.2) swaps its weight for a packed one that has no autograd and never swaps back:
+    4 bits: with AVX512-BF16 `Linear4bit` swaps its weight for a packed one that has no autograd and never swaps back:
     after any evaluation the LoRA gradients below are silently wrong (relative error 0.86) and merging gives garbage.
-    Has to be called after every 4-bit load; it changes nothing on a GPU.
+    8 bits: `Linear8bitLt` rounds its inputs to 8 bits too, in eval mode alone, so that a policy and its reference, or
+    the forward that samples, differ by up to 0.1 nats a token; here it multiplies with the dequantised weight in both.
+    Has to be called after every quantised load; it changes nothing on a GPU.
     """
     import bitsandbytes
+    from bitsandbytes.autograd._functions import MatmulLtState
+
+    class AsInTraining(MatmulLtState):
+        is_training = property(lambda self: True, lambda self, told: None)  # the layer tells it before each product
 
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.weight.device.type == "cpu":
+            state = AsInTraining()
+            state.__dict__.update(module.state.__dict__)
+            module.state = state
 
 
 def describe(model: LlamaForCausalLM, precision: Precision, device: torch.device) -> str:

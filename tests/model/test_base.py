@@ -80,6 +80,18 @@ def test_nf4_gradients_survive_an_evaluation(checkpoint):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_int8_computes_the_same_in_eval_mode_as_in_training(checkpoint):
+    """bitsandbytes' own layer does not, on a CPU: a reference in eval mode would be off from its policy."""
+    base = load_base(checkpoint, choose_precision("int8", "fp32", CPU), CPU)
+    found = {}
+    with torch.no_grad():
+        for training in (True, False, True):
+            base.train(training)
+            found.setdefault(training, []).append(ragged_hidden(base.model, ids(), Layout.of_rows(LENGTHS)))
+    assert torch.equal(found[True][0], found[False][0])
+    assert torch.equal(found[True][0], found[True][1])
+
+
 def test_the_trap_is_what_we_think_it_is(checkpoint):
     """The workaround in reverse: with bitsandbytes' flag left on, the same evaluation spoils the gradients."""
     import bitsandbytes
