@@ -68,7 +68,7 @@ def pick(odds_RV: Tensor, uniforms_R: Tensor) -> Tensor:
     inside_RC = odds_RV.gather(1, words_RC.clamp_max(words - 1)).masked_fill(words_RC >= words, 0.0)
     sums_RC = inside_RC.cumsum(1, dtype=torch.float64)
     place_R1 = torch.searchsorted(sums_RC, _within(aim_R1 - before_R1, sums_RC), right=True)
-    return (block_R1 * BLOCK + place_R1)[:, 0]
+    return (block_R1 * BLOCK + place_R1)[:, 0].clamp_max(words - 1)  # beyond only where odds are not numbers
 
 
 def _within(aim_R1: Tensor, sums_RC: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ Letters: R rows, T tokens of a prefill, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from finetune.errors import DivergedError
 from finetune.model.decode_attention import Decoding
 from finetune.model.draw import draw, uniforms
 from finetune.model.ragged import common_prefix, lay_out, ragged_hidden, step_hidden
@@ -92,6 +94,7 @@ def generate(
     2**64 a prompt, which with the seed and the sample's number fixes its random draws, whatever stands beside it.
     rows_at_once: answers that are written side by side. progress: (answers done, tokens written) after each step.
     Position limits are not checked. ValueError: an empty prompt, or numbers that make no sense.
+    DivergedError: logits that are not finite.
     """
     if len(keys) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many keys, not {len(keys)}")
@@ -191,6 +194,12 @@ class _Writer:
         tokens, logps = torch.stack([tokens_R.double(), logps_R.double()]).tolist()  # one wait for the device
         ended = []
         for index, (row, token, logp) in enumerate(zip(rows, tokens, logps, strict=True), first):
+            if math.isnan(logp):
+                length = len(self.texts[row.text]) + len(row.ids)
+                raise DivergedError(
+                    f"the model's logits are not finite behind {length:,} tokens of a prompt and its answer, so no "
+                    "word can be drawn: the base or the adapter is damaged"
+                )
             row.ids.append(int(token))
             row.logps.append(logp)
             if row.ids[-1] in self.sampling.stop_ids or len(row.ids) == self.sampling.max_new_tokens:

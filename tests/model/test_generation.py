@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from finetune.errors import DivergedError
 from finetune.model import ragged
 from finetune.model.base import choose_precision, load_base
 from finetune.model.decode_attention import BLOCK
@@ -352,6 +353,16 @@ def test_progress_counts_answers_and_tokens():
 
 def test_no_prompts_no_answers():
     assert generate(tiny(2), [], 3, SAMPLED, keys=[]) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_damaged_model_is_told(temperature, bad):
+    model = tiny()
+    with torch.no_grad():
+        model.lm_head.weight[5, 3] = bad
+    with pytest.raises(DivergedError, match="logits are not finite behind 5 tokens"):
+        generate(model, some_prompts((5,)), 2, Sampling((temperature,), 4, STOPS), keys=[1, 2])
 
 
 def test_what_makes_no_sense_is_refused():
