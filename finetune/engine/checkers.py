@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from finetune.data.prepare_prompts import Prompt
@@ -52,7 +52,8 @@ def check_of(checker: Checker, functions: Mapping[str, Callable[..., float]]) ->
 
 
 def number_in(text: str) -> Decimal | None:
-    """The number that a text gives as its answer: after its last `####`, or else its last one. None where it has none.
+    """The number that a text gives as its answer: after its last `####`, or else its last one. None where it has none,
+    or one beyond all bounds.
 
     1,234.50, $5, -3, 12%, 7. and 1e3 are read as people write them; 1,2 is two numbers, and 3-5 ends with 5.
     """
@@ -62,7 +63,10 @@ def number_in(text: str) -> Decimal | None:
         return None
     number = found[0] if mark else found[-1]
     digits = number["digits"].replace(",", "") + (number["power"] or "")
-    return Decimal(("-" if number["sign"] else "") + digits)
+    try:
+        return Decimal(("-" if number["sign"] else "") + digits)
+    except InvalidOperation:  # 1e99999999999999999999: models write such things
+        return None
 
 
 def wanted_number(prompt: Prompt, column: str) -> Decimal:

@@ -47,6 +47,8 @@ def checked(settings, text, functions=None, finished=True, **columns):
         ("#### 1\n#### -2,000", "-2000"),
         ("5 apples ####", None),
         ("none at all", None),
+        ("1e99999999999999999999", None),  # more than a Decimal can hold
+        ("#### 1e-99999999999999999999", None),
     ],
 )
 def test_the_number_of_an_answer(text, number):
