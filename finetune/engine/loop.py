@@ -195,7 +195,7 @@ def train(
     found, warnings = saved.newest_checkpoint(checkpoints)
     progress, step = Progress(), 0
     best: dict[str, Tensor] | None = None
-    stopped_early = False
+    stopped_early, stopped_because = False, None
     if found is not None:
         try:
             restore(model, found.weights)
@@ -205,6 +205,8 @@ def train(
             stopped_early = found.state["stopped_early"]
             if work.cycle is not None:
                 work.cycle.restore(found.state["cycle"])
+                if (stopped_because := found.state["stopped_because"]) is not None:
+                    warnings.append(stopped_because)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {found.step} in {checkpoints} does not fit: {error}. Was it written by "
@@ -216,7 +218,7 @@ def train(
     def save() -> None:
         loop_state: dict[str, Any] = {"progress": asdict(progress), "stopped_early": stopped_early}
         if work.cycle is not None:
-            loop_state["cycle"] = work.cycle.state()
+            loop_state |= {"cycle": work.cycle.state(), "stopped_because": stopped_because}
         written = saved.Checkpoint(step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best)
         saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
 
@@ -267,8 +269,9 @@ def train(
             if work.cycle is not None and step % work.cycle.steps == 0:
                 begun, reason = work.cycle.begin(step)
                 if reason is not None:
-                    warnings.append(f"stopped before step {step + 1}: {reason}")
-                    screen.note(warnings[-1])
+                    stopped_because = f"stopped before step {step + 1}: {reason}"
+                    warnings.append(stopped_because)
+                    screen.note(stopped_because)
                     stopped_early = True
                     if best is not None:
                         restore(model, best)
@@ -312,7 +315,7 @@ def train(
             if between and (step % save_every == 0 or step == total or stopped_early or stop.received):
                 save()
             if stop.received and step < total and not stopped_early:
-                saved_at = "a checkpoint is saved" if between else "the last iteration's beginning is saved"
+                saved_at = "a checkpoint is saved" if between else "what came after the last checkpoint is done again"
                 raise InterruptedRunError(
                     f"stopped by {stop.received} after step {step} of {total}; {saved_at}. Run the same "
                     "command again to go on from there"

@@ -35,7 +35,7 @@ from finetune.families.base import Family
 from finetune.model.actor_critic import VALUE, ActorCritic
 from finetune.model.adapter import ADAPTER
 from finetune.model.generation import Generated, Sampling, generate
-from finetune.numerics.logprobs import entropies, logprobs
+from finetune.numerics.logprobs import entropies, logprobs, logprobs_and_entropies
 from finetune.numerics.ppo import (
     SMALL,
     adapted_kl,
@@ -288,12 +288,11 @@ class Iterations:
 
     def _prompts_of(self, iteration: int) -> list[Prompt]:
         """The iteration's prompts: passes over all of them, each in an order of its own."""
-        count, chosen = len(self.train_prompts), []
-        for place in range(iteration * self.prompts_each, (iteration + 1) * self.prompts_each):
-            epoch, within = divmod(place, count)
-            order = generator(self.seed, "ppo prompts", epoch).permutation(count)
-            chosen.append(self.train_prompts[int(order[within])])
-        return chosen
+        count = len(self.train_prompts)
+        places = range(iteration * self.prompts_each, (iteration + 1) * self.prompts_each)
+        epochs = range(places[0] // count, places[-1] // count + 1)
+        orders = {epoch: generator(self.seed, "ppo prompts", epoch).permutation(count) for epoch in epochs}
+        return [self.train_prompts[int(orders[place // count][place % count])] for place in places]
 
     def _cut(self, answers: Sequence[Answer], step: int, number: int) -> list[list[list[int]]]:
         """One pass over the answers: minibatches of micro-batches of rows.
@@ -348,9 +347,10 @@ class Iterations:
         def of_policy(batch: TokenBatch) -> Tensor:
             nonlocal entropy_sum, count
             hidden_ND = self.hidden(decoder, batch.ids_T, batch.layout).index_select(0, batch.predict_N)
-            entropy_sum += entropies(hidden_ND, head).sum().item()
+            logps_N, entropy_N = logprobs_and_entropies(hidden_ND, batch.labels_N, head)
+            entropy_sum += entropy_N.sum().item()
             count += len(batch.labels_N)
-            return logprobs(hidden_ND, batch.labels_N, head)
+            return logps_N
 
         def of_reference(batch: TokenBatch) -> Tensor:
             hidden_ND = self.hidden(decoder, batch.ids_T, batch.layout).index_select(0, batch.predict_N)

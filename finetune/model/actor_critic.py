@@ -82,7 +82,12 @@ def add_value(adapted: PeftModel, reward: Path | None) -> ActorCritic:
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: the ratio of a policy to itself would be noise with it, as in TRL and trlX."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    """Take every dropout out: the ratio of a policy to itself would be noise with it, as in TRL and trlX.
+
+    A dropout of 0 would not do: before one, DoRA multiplies with the dequantised weight instead of by the layer, which
+    on a GPU rounds otherwise than the reference in eval mode does.
+    """
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Identity())

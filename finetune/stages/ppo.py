@@ -69,8 +69,8 @@ def run(stage: PpoStage, job: Job) -> Outcome:
     opened = session.open_session(job, stage.train, stage.start_from)
     add_reference(opened.model, opened.start)
     reward = None if stage.reward is None else (job.inputs.get(stage.reward) or job.locate(stage.reward))
+    judge = open_judge(stage, job, opened.model, opened.precision)  # first: it says what a reward model lacks
     model = add_value(opened.model, reward)
-    judge = open_judge(stage, job, opened.model, opened.precision)
     kept = MetricsFile(job.work / SAMPLES)
     cycle = Iterations(
         stage,
@@ -95,6 +95,9 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         job, opened, model, _work(stage, job, opened, cycle), stage.train, rate_factor=RATE_FACTOR
     )
     last = cycle.measure_held_out(trained.steps)
+    warnings = [*trained.warnings, *_far_at_the_end(stage, last)]
+    for warning in warnings[len(trained.warnings) :]:
+        job.say(warning)
     model.act_as(ADAPTER)
     session.save(job, opened, words)
     proof = session.prove(job, opened, *_proof_rows(prompts.held_out or prompts.train))
@@ -106,7 +109,7 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         family=session.describe_family(words),
         resolved=resolved,
         proof=proof,
-        extra={"warnings": trained.warnings},
+        extra={"warnings": warnings},
     )
 
 
@@ -129,6 +132,16 @@ def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations)
         cycle=cycle,
         groups=[(cycle.model.policy_weights, 1.0), (cycle.model.value_weights, value_rate / rate)],
     )
+
+
+def _far_at_the_end(stage: PpoStage, last: Mapping[str, float]) -> list[str]:
+    """max_kl stops before an iteration; what the last one learnt is seen on the held-out prompts only."""
+    if (kl := last.get("held_out_kl", 0.0)) <= stage.max_kl:
+        return []
+    return [
+        f"after the last iteration the mean KL of a held-out answer to the reference is {kl:.1f} nats, over max_kl "
+        f"{stage.max_kl:g}, and these weights are kept: run fewer iterations, with a larger kl or a lower learning rate"
+    ]
 
 
 def _keep_samples(file: MetricsFile, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]) -> None:

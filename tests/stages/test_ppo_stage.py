@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from stage_recipes import Finished, Walk, reward_stage, train
 
-from finetune.errors import RecipeError
+from finetune.errors import InputError, RecipeError
 from finetune.recipe.sampling_stages import PpoStage
 
 UPDATE = {"batch_size": 8, "micro_batch_size": 4, "learning_rate": 0.005}
@@ -128,6 +128,45 @@ def test_runaway_kl_stops_and_keeps_the_iteration_before(walk: Walk) -> None:
     assert manifest["metrics"]["iterations"] < 12
     assert "over max_kl 0.5" in manifest["warnings"][0]
     assert manifest["metrics"]["held_out_kl_after"] < 5
+
+
+def test_the_reason_for_a_stop_outlives_a_kill_behind_it(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune.engine import session
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args: Any, **kwargs: Any) -> None:
+        raise Killed
+
+    stages = {"ppo": ppo_stage(iterations=12, kl=0.0, max_kl=0.5, train={**UPDATE, "learning_rate": 0.05})}
+    whole = walk(stages, runs="whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(session, "save", killed)
+        walk(stages, runs="cut")
+    resumed = walk(stages, runs="cut")
+    assert resumed.weights("ppo") == whole.weights("ppo")
+    assert resumed.manifest("ppo")["warnings"] == whole.manifest("ppo")["warnings"] != []
+
+
+def test_what_the_last_iteration_does_to_the_kl_is_told(walk: Walk) -> None:
+    done = walk({"ppo": ppo_stage(iterations=1, kl=0.0, max_kl=0.5, train={**UPDATE, "learning_rate": 0.05})})
+    assert done.manifest("ppo")["metrics"]["held_out_kl_after"] > 0.5
+    (warning,) = done.manifest("ppo")["warnings"]
+    assert "after the last iteration" in warning and "over max_kl 0.5" in warning
+    assert warning in done.said
+
+
+def test_a_reward_model_that_does_not_fit_is_told(walk: Walk, tmp_path: Any) -> None:
+    folder = walk({"helpful": reward_stage()}).folders["helpful"]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (broken / name).write_bytes((folder / name).read_bytes())
+    config = json.loads((broken / "adapter_config.json").read_text())
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["w_proj"]}))
+    with pytest.raises(InputError, match="the adapter does not fit this base"):
+        walk({"ppo": ppo_stage(checker=None, reward="broken")})
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
