@@ -93,9 +93,9 @@ def main() -> int:
     rows = list(zip(topics, *told.values(), strict=True))[:SHOWN]
     show_table("Descriptions of people and towns that no training row is about", ("prompt", *columns[1:]), rows)
     figures = [
-        (f"{len(questions)} questions answered exactly", *(exact(said, expected) for said in answers.values())),
-        (f"{len(topics)} descriptions, preferred", "", *(kind(said) for said in told.values())),
-        ("95 % interval", "", *(interval([preferred(answer) for answer in said]) for said in told.values())),
+        (f"{len(questions)} questions, exact", *(exact(said, expected) for said in answers.values())),
+        (f"{len(topics)} descriptions, kind", "", *(kind(said) for said in told.values())),
+        ("95% interval", "", *(interval([preferred(answer) for answer in said]) for said in told.values())),
         ("wholly true", "", *(true(said, topics, world) for said in told.values())),
     ]
     show_table("Measured on what was held out", ("", *columns), figures)
@@ -205,14 +205,14 @@ def true(answers: Sequence[str], prompts: Sequence[str], world: World) -> str:
 
 
 def share(verdicts: Sequence[bool]) -> str:
-    return f"{sum(verdicts)} ({sum(verdicts) / len(verdicts):.1%})"
+    return f"{sum(verdicts) / len(verdicts):.1%}"
 
 
 def interval(verdicts: Sequence[bool]) -> str:
     """Wilson's 95 % interval of a share."""
     n, p, z = len(verdicts), sum(verdicts) / len(verdicts), 1.96
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return f"{(middle - half) / (1 + z * z / n):.1%} to {(middle + half) / (1 + z * z / n):.1%}"
+    return f"{100 * (middle - half) / (1 + z * z / n):.0f} - {100 * (middle + half) / (1 + z * z / n):.0f}%"
 
 
 def show_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -60,12 +60,6 @@ class ComparisonBatch:
         """Labels of each row."""
         return torch.bincount(self.answers.row_N, minlength=len(self.best_B)).tolist()
 
-    @property
-    def answer_share_B(self) -> Tensor:
-        """[B] 1 / answers of the row's group, so that a sum over rows is a sum over groups of means."""
-        group_B = self.best_B.cumsum(0) - 1
-        return (1 / torch.bincount(group_B))[group_B]
-
     def to(self, device: torch.device) -> ComparisonBatch:
         if device.type == "cpu":
             return self

@@ -21,6 +21,10 @@ CHUNK_BYTES = 32 * 2**20
 words 128 to 1024 rows are equal within 8 % in float32 and 128 to 256 are best in bfloat16; at 128K 64 rows are best."""
 
 
+_LEAST = -1e4
+"""Nats below the top that count as that many: 0 times minus infinity would be no number."""
+
+
 def chunk_rows(vocabulary: int) -> int:
     """Rows of one chunk for a vocabulary of that many words: at least 16, CHUNK_BYTES of float32 logits at most."""
     return max(16, CHUNK_BYTES // (4 * vocabulary))
@@ -76,6 +80,33 @@ def logprobs(hidden_ND: Tensor, labels_N: Tensor, head: torch.nn.Module, *, chun
         for start in range(0, len(labels_N), rows)
     ]
     return torch.cat(parts) if parts else hidden_ND.sum(-1).float()
+
+
+@torch.no_grad()
+def logprobs_and_entropies(
+    hidden_ND: Tensor, labels_N: Tensor, head: torch.nn.Module, *, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """What `logprobs` and `entropies` give, [N] each, without gradients and from one pass over the head.
+
+    The log-probabilities are those of `logprobs` to the bit: the same operations in the same order.
+    """
+    if not (type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad):
+        return logprobs(hidden_ND, labels_N, head, chunk=chunk), entropies(hidden_ND, head, chunk=chunk)
+    weight_VD, rows = head.weight, chunk or chunk_rows(head.weight.shape[0])
+    hidden_ND = hidden_ND.to(weight_VD.dtype)
+    logps_N = hidden_ND.new_empty(labels_N.shape, dtype=torch.float32)
+    entropy_N = torch.empty_like(logps_N)
+    for start in range(0, len(labels_N), rows):
+        part = slice(start, start + rows)
+        logits_CV = (hidden_ND[part] @ weight_VD.T).float()
+        chosen_C = logits_CV.gather(1, labels_N[part][:, None]).squeeze(1)
+        top_C = logits_CV.amax(1)
+        below_CV = logits_CV.sub_(top_C[:, None])
+        odds_CV = below_CV.exp()
+        total_C = odds_CV.sum(1)
+        logps_N[part] = chosen_C - top_C - total_C.log()
+        entropy_N[part] = total_C.log() - odds_CV.mul_(below_CV.clamp_(min=_LEAST)).sum(1) / total_C
+    return logps_N, entropy_N
 
 
 def entropies(hidden_ND: Tensor, head: torch.nn.Module, *, chunk: int | None = None) -> Tensor:

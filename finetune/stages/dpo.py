@@ -146,9 +146,8 @@ def dpo_objective(
         ref_B = batch.row_sums(ref_N, keep_N)
         log_ratio_N = (ref_N - logps_N).detach()
         kl_N = log_ratio_N.exp() - 1 - log_ratio_N
-        metrics["kl"] = (
-            batch.row_sums(kl_N) / torch.tensor(batch.counts, device=kl_N.device) * batch.answer_share_B
-        ).sum()
+        # Of the best answers: the others leave the policy's reach, and an estimate from them says nothing of its KL.
+        metrics["kl"] = (batch.row_sums(kl_N) / torch.tensor(batch.counts, device=kl_N.device))[batch.best_B].sum()
     if stage.loss == "kto":
         assert ref_B is not None
         return _kto(stage, batch, model, logps_B, ref_B, metrics, decoder, head, hidden, mismatched)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from finetune.numerics import ppo
-from finetune.numerics.logprobs import entropies
+from finetune.numerics.logprobs import entropies, logprobs, logprobs_and_entropies
 
 
 def test_gae_by_hand() -> None:
@@ -154,6 +154,25 @@ def test_entropies_against_torch_and_their_gradient() -> None:
     expected = torch.distributions.Categorical(logits=head(hidden)).entropy()
     torch.testing.assert_close(found, expected)
     assert gradient(found.sum(), hidden) == pytest.approx(gradient(expected.sum(), hidden), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_from_one_pass_are_what_each_gives_alone(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    head = torch.nn.Linear(6, 11, bias=False).requires_grad_(False).to(dtype)
+    hidden = (3 * torch.randn(9, 6, generator=generator)).to(dtype)
+    labels = torch.randint(11, (9,), generator=generator)
+    logps, entropy = logprobs_and_entropies(hidden, labels, head, chunk=4)
+    with_gradient = logprobs(hidden.clone().requires_grad_(True), labels, head, chunk=4)
+    assert torch.equal(logps, with_gradient.detach()), "to the bit: PPO's first ratio is 1"
+    torch.testing.assert_close(entropy, entropies(hidden, head), rtol=1e-4, atol=1e-5)
+    trained = torch.nn.Linear(6, 11).to(dtype)
+    for one, other in zip(
+        logprobs_and_entropies(hidden, labels, trained),
+        (logprobs(hidden, labels, trained), entropies(hidden, trained)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def gradient(value: Tensor, of: Tensor) -> list[float]:
