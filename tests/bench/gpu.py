@@ -2,8 +2,8 @@
 
 Checks, each a measured number beside its limit: the ragged forward against the padded one (float32, bf16, nf4: hidden
 states and every LoRA gradient), an evaluation that leaves 4-bit gradients alone, a resumed run against an uninterrupted
-one bit for bit, generation against scoring. Then the engine's own loop on random weights of a real LLaMA shape: tokens
-a second, peak memory, and the share of the card's bf16 peak (MFU).
+one bit for bit, generation (transformers' and ours) against scoring, PPO's first ratio. Then the engine's own loop on
+random weights of a real LLaMA shape: tokens a second, peak memory, and the share of the card's bf16 peak (MFU).
 
 MFU counts 4 FLOP for every weight a token meets: 2 forward, 2 for the gradient that passes through a frozen weight;
 blocks for every token, head for trained ones. LoRA's own products, attention scores and recomputation are not counted.
@@ -31,8 +31,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from finetune.data.store import TokenRows, pack
 from finetune.engine import loop
+from finetune.engine.batches import collate
+from finetune.engine.token_logprobs import token_logprobs
 from finetune.model import adapter
 from finetune.model.base import LoadIn, choose_precision, load_base
+from finetune.model.generation import Sampling, generate
 from finetune.model.ragged import Layout, lay_out, padded_hidden, ragged_hidden
 from finetune.recipe.settings import AdapterSettings
 from finetune.recipe.train_settings import TrainSettings
@@ -120,7 +123,7 @@ def main() -> int:
         for load_in in ("fp32", "bf16", "nf4"):
             checks += check_ragged(tiny, load_in, device)
         checks += [*check_evaluation(tiny, device), *check_resume(tiny, folder / "resume", device)]
-        checks += check_generation(tiny, device)
+        checks += [*check_generation(tiny, device), *check_sampling(tiny, device), *check_first_ratio(tiny, device)]
         print(checks_table(checks), flush=True)
         for shape in shapes if not options.checks_only else []:
             base = _write_base(folder / "base", SHAPES[shape], torch.bfloat16, device)
@@ -232,6 +235,47 @@ def check_generation(base: Path, device: torch.device) -> list[Check]:
             regret = max(regret, ((logits.amax(-1) - chosen) / logits.std(-1)).max().item())
     # 0 in exact arithmetic; in bf16 two near-equal words may change places.
     return [Check("generated words fall short of the best, in deviations of the logits", regret, 0.1)]
+
+
+def check_sampling(base: Path, device: torch.device) -> list[Check]:
+    """Our own sampling, prompts computed once and rows leaving: greedy answers pick what the ragged forward scores
+    highest, and the log-probabilities it keeps are the forward's."""
+    _, inner, compute = _adapted(base, "nf4", device)
+    prompts = [np.array(row[0]) for row in _rows(6, 20, 40, vocabulary=512)]
+    sampling = Sampling((0.0, 1.0), 24, frozenset({1}), seed=5)
+    with torch.no_grad(), loop.autocast(device, compute):
+        answers = generate(inner, prompts, 2, sampling, keys=range(6), rows_at_once=5)
+    whole = [np.concatenate([prompt, one.ids]) for prompt, many in zip(prompts, answers, strict=True) for one in many]
+    flat = [one for many in answers for one in many]
+    ids_T, layout = _flat([row.tolist() for row in whole], device)
+    regret = off = 0.0
+    with torch.no_grad(), loop.autocast(device, compute):
+        rows = ragged_hidden(inner.model, ids_T, layout).split(layout.lengths)
+        for hidden_TD, one in zip(rows, flat, strict=True):
+            count = len(one.ids)
+            logits = inner.lm_head(hidden_TD[-count - 1 : -1]).float()
+            chosen = logits.gather(1, torch.from_numpy(one.ids).to(device)[:, None]).squeeze(1)
+            logps = (chosen - logits.logsumexp(-1)).cpu().numpy()
+            off = max(off, float(np.abs(logps - one.logps).max()))
+            if one.temperature == 0:
+                regret = max(regret, ((logits.amax(-1) - chosen) / logits.std(-1)).max().item())
+    exact = compute == torch.float32
+    return [
+        Check("our greedy words fall short of the best, in deviations of the logits", regret, 1e-4 if exact else 0.1),
+        Check("kept log-probabilities = the ragged forward's, nats", off, 1e-4 if exact else 0.2),
+    ]
+
+
+def check_first_ratio(base: Path, device: torch.device) -> list[Check]:
+    """PPO's first ratio: a token's log-probability without and with gradients, on the same micro-batch."""
+    _, inner, compute = _adapted(base, "nf4", device)
+    batch = collate(pack(_rows(8, 30, 100, vocabulary=512)), range(8)).to(device)
+    with loop.autocast(device, compute):
+        with torch.no_grad():
+            before_N = token_logprobs(batch, inner.model, inner.lm_head, ragged_hidden)
+        now_N = token_logprobs(batch, inner.model, inner.lm_head, ragged_hidden)
+    off = (now_N.detach() - before_N).abs().max().item()
+    return [Check("log-probabilities with gradients = without, nats", off, 1e-3 if device.type == "cuda" else 0.0)]
 
 
 # How fast it is

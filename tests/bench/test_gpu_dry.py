@@ -18,7 +18,7 @@ def test_dry_run_checks_and_measures(tmp_path):
     done = run("--dry", "--steps", 4, "--rank", 4, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-    assert len(found["checks"]) == 16
+    assert len(found["checks"]) == 19
     assert all(check["measured"] <= check["limit"] for check in found["checks"])
     assert {(s["load_in"], s["recompute"]) for s in found["speeds"]} == {
         (load_in, recompute) for load_in in ("nf4", "bf16") for recompute in (False, True)
