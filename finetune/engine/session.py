@@ -162,7 +162,10 @@ def run_loop(
             make_screen=job.progress,
         )
 
-    return run_trainer(job, session, model, work.total_steps, train, in_loop, rate_factor=rate_factor)
+    keeps_best = train.early_stop is not None or work.cycle is not None  # a cycle's last good weights
+    return run_trainer(
+        job, session, model, work.total_steps, train, in_loop, rate_factor=rate_factor, keeps_best=keeps_best
+    )
 
 
 def run_trainer(
@@ -174,15 +177,16 @@ def run_trainer(
     trainer: Callable[[float, Wandb | None], loop.Trained],
     *,
     rate_factor: float = 1.0,
+    keeps_best: bool = False,
 ) -> tuple[loop.Trained, dict[str, Any]]:
     """Announce, check the disk, and train with tracking.
 
     trainer: (peak learning rate, tracker) -> what training left. rate_factor: multiplies the automatic learning rate.
-    Returns what the trainer left and what was resolved.
+    keeps_best: checkpoints hold a second set of weights. Returns what the trainer left and what was resolved.
     """
     weights = adapter.trainable(model)
     count = sum(parameter.numel() for parameter in weights.values())
-    require_space(job.out, _disk_bytes(weights, train), f"stage {job.name}")
+    require_space(job.out, _disk_bytes(weights, train, keeps_best), f"stage {job.name}")
     rate = train.learning_rate
     if rate == "auto":
         lora = session.lora
@@ -254,12 +258,12 @@ def describe_family(words: Words) -> Mapping[str, Any]:
     }
 
 
-def _disk_bytes(weights: Mapping[str, torch.nn.Parameter], train: TrainSettings) -> int:
-    """Final adapter, plus as many checkpoints (weights, two optimiser moments) as are kept and one being written."""
+def _disk_bytes(weights: Mapping[str, torch.nn.Parameter], train: TrainSettings, keeps_best: bool) -> int:
+    """Final adapter, plus as many checkpoints (weights, two optimiser moments, perhaps the best weights) as are kept
+    and one being written."""
     size = sum(parameter.numel() * parameter.element_size() for parameter in weights.values())
     moments = 0.5 if "8bit" in train.optimizer else 2.0
-    best = 1 if train.early_stop is not None else 0
-    return int(size * (1 + (1 + moments + best) * (train.keep_checkpoints + 1))) + 32 * 2**20
+    return int(size * (1 + (1 + moments + keeps_best) * (train.keep_checkpoints + 1))) + 32 * 2**20
 
 
 def open_tracker(job: Job, resolved: Mapping[str, Any]) -> Wandb | None:

@@ -6,7 +6,8 @@ penalty on each token's log-ratio to the reference (Ziegler et al. 2019), by Lla
 value are adapters and heads on one base. Deviations: LoRA instead of all weights; the value model has an adapter of its
 own, starts as the reward model on the scale of the whitened scores, and its gradient is clipped apart; advantages are
 never scaled up beyond the spread of the returns (numerics/ppo.py); the answers to one prompt stay in one minibatch and
-share its forward; dropout is off, so that a ratio is 1 until something is learnt.
+share its forward; dropout is off, so that a ratio is 1 until something is learnt; an answer that was cut earns 1 less
+(no_stop_penalty); AdamW's eps is 1e-8, not 1e-5.
 """
 
 from __future__ import annotations
@@ -91,9 +92,10 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         f"{cycle.iterations()} iterations of {stage.rollouts} answers ({stage.samples} to a prompt), each learnt from "
         f"in {cycle.steps} steps"
     )
-    trained, resolved = session.run_loop(
-        job, opened, model, _work(stage, job, opened, cycle), stage.train, rate_factor=RATE_FACTOR
-    )
+    work, value_rate = _work(stage, job, opened, cycle)
+    is_auto = " (auto)" if stage.value_learning_rate == "auto" else ""
+    job.say(f"value model: learning rate {value_rate:.3g}{is_auto}; thrown away at the end")
+    trained, resolved = session.run_loop(job, opened, model, work, stage.train, rate_factor=RATE_FACTOR)
     last = cycle.measure_held_out(trained.steps)
     warnings = [*trained.warnings, *_far_at_the_end(stage, last)]
     for warning in warnings[len(trained.warnings) :]:
@@ -107,20 +109,19 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         metrics=metrics,
         data=prompts.report,
         family=session.describe_family(words),
-        resolved=resolved,
+        resolved={**resolved, "value_learning_rate": value_rate},
         proof=proof,
         extra={"warnings": warnings},
     )
 
 
-def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations) -> loop.Work[Any]:
+def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations) -> tuple[loop.Work[Any], float]:
+    """The loop's work, and the peak learning rate of the value model."""
     base, hidden, lora = opened.base, hidden_function(stage.train.layout), opened.lora
     automatic = default_learning_rate(job.base.hidden_size, lora.lora_alpha, lora.r, lora.use_rslora)
     rate = RATE_FACTOR * automatic if stage.train.learning_rate == "auto" else stage.train.learning_rate
-    value_rate = stage.value_learning_rate
-    if value_rate == "auto":
-        value_rate = VALUE_RATE_FACTOR * automatic
-    return loop.Work(
+    value_rate = VALUE_RATE_FACTOR * automatic if stage.value_learning_rate == "auto" else stage.value_learning_rate
+    work = loop.Work[Any](
         objective=partial(policy_objective, stage=stage, decoder=base.model, head=base.lm_head, hidden=hidden),
         more=[partial(value_objective, stage=stage, decoder=base.model, hidden=hidden)],
         step_batches=cycle.step_batches,
@@ -132,6 +133,7 @@ def _work(stage: PpoStage, job: Job, opened: session.Session, cycle: Iterations)
         cycle=cycle,
         groups=[(cycle.model.policy_weights, 1.0), (cycle.model.value_weights, value_rate / rate)],
     )
+    return work, value_rate
 
 
 def _far_at_the_end(stage: PpoStage, last: Mapping[str, float]) -> list[str]:

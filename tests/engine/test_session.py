@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.engine.session import _check_same_base
+from finetune.engine.session import _check_same_base, _disk_bytes
 from finetune.errors import InputError
 from finetune.plan.manifest import write_manifest
 
@@ -27,3 +27,14 @@ def test_wandb_mode_of_the_environment_only_ever_sends_less(tmp_path: Path, monk
     run.log({"step": 1, "loss": 1.0})
     run.close()
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_room_for_the_best_weights_is_asked_for() -> None:
+    """One weight of 4 MiB, 2 checkpoints kept: 1 final + 3 x (weights, two moments), and 3 more where best is kept."""
+    import torch
+
+    from finetune.recipe.train_settings import TrainSettings
+
+    weights = {"w": torch.nn.Parameter(torch.zeros(2**20))}
+    asked = [_disk_bytes(weights, TrainSettings(keep_checkpoints=2), best) / 2**20 - 32 for best in (False, True)]
+    assert asked == [4 * 10, 4 * 13]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from stage_recipes import Finished, Walk, reward_stage, train
 
+from finetune.engine.optim import default_learning_rate
 from finetune.errors import InputError, RecipeError
 from finetune.recipe.sampling_stages import PpoStage
 
@@ -48,6 +49,9 @@ def test_what_a_run_writes_and_measures(walk: Walk) -> None:
         "held_out_reward", "held_out_kl", "explained_variance", "answer_tokens", "finished", "earned",
         "sampled_tokens_per_second", "seconds_sampling", "seconds_scoring", "seconds_comparing", "value_loss",
     }  # fmt: skip
+    resolved = done.manifest("ppo")["resolved"]
+    assert resolved["learning_rate"] == UPDATE["learning_rate"]
+    assert resolved["value_learning_rate"] == pytest.approx(default_learning_rate(64, 8, 4, False) / 3)
     metrics = done.manifest("ppo")["metrics"]
     assert metrics["iterations"] == 2
     assert metrics["steps"] == 4
