@@ -88,6 +88,8 @@ def without_dropout(model: nn.Module) -> None:
     on a GPU rounds otherwise than the reference in eval mode does.
     """
     for module in list(model.modules()):
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0  # from the base's config.json, where it is hardly ever anything else
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Dropout):
                 setattr(module, name, nn.Identity())

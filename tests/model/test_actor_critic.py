@@ -18,7 +18,7 @@ def actor_critic(**settings):
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=16,
-        initializer_range=0.2,
+        initializer_range=0.2, attention_dropout=0.5,
     )  # fmt: skip
     base = LlamaForCausalLM(config).requires_grad_(False)
     ragged.install(base)
@@ -54,7 +54,8 @@ def test_switching_keeps_both_trainable_and_apart(saved):
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_no_dropout_is_left_to_take_another_way_in_training(dora):
-    """A dropout of 0 would be one: DoRA then multiplies by the dequantised weight, not by the layer."""
+    """A dropout of 0 would be one: DoRA then multiplies by the dequantised weight, not by the layer. The base's own
+    dropout is out too."""
     model = actor_critic(dora=dora, dropout=0.3)
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
     assert torch.equal(hidden(model.train()), hidden(model.eval()))
