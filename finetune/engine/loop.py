@@ -195,7 +195,7 @@ def train(
     found, warnings = saved.newest_checkpoint(checkpoints)
     progress, step = Progress(), 0
     best: dict[str, Tensor] | None = None
-    stopped_early, stopped_because = False, None
+    stopped_early = False
     if found is not None:
         try:
             restore(model, found.weights)
@@ -205,8 +205,6 @@ def train(
             stopped_early = found.state["stopped_early"]
             if work.cycle is not None:
                 work.cycle.restore(found.state["cycle"])
-                if (stopped_because := found.state["stopped_because"]) is not None:
-                    warnings.append(stopped_because)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"the checkpoint of step {found.step} in {checkpoints} does not fit: {error}. Was it written by "
@@ -218,7 +216,7 @@ def train(
     def save() -> None:
         loop_state: dict[str, Any] = {"progress": asdict(progress), "stopped_early": stopped_early}
         if work.cycle is not None:
-            loop_state |= {"cycle": work.cycle.state(), "stopped_because": stopped_because}
+            loop_state["cycle"] = work.cycle.state()
         written = saved.Checkpoint(step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best)
         saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
 
@@ -269,14 +267,12 @@ def train(
             if work.cycle is not None and step % work.cycle.steps == 0:
                 begun, reason = work.cycle.begin(step)
                 if reason is not None:
-                    stopped_because = f"stopped before step {step + 1}: {reason}"
-                    warnings.append(stopped_because)
-                    screen.note(stopped_because)
+                    warnings.append(f"stopped before step {step + 1}: {reason}")
+                    screen.note(warnings[-1])
                     stopped_early = True
                     if best is not None:
                         restore(model, best)
-                    save()
-                    break
+                    break  # no checkpoint: killed from here on, the run begins this cycle again and stops again
                 best = state(model)  # of the last cycle that began well
             began = time.monotonic()
             rate = learning_rate(step, peak=peak_rate, total=total, warmup=warmup, schedule=settings.schedule)
