@@ -342,11 +342,10 @@ def _one_step(
         rows = work.name_rows([row for batch in batches for row in batch.rows])
         raise DivergedError(f"step {step + 1} has no trained token: its loss is undefined. Rows: {rows}")
     sums: dict[str, float] = {"loss": 0.0}
-    for batch in batches:
-        on_device = batch.to(accelerator.device)
-        for objective in (work.objective, *work.more):
+    for objective in (work.objective, *work.more):  # outside: an objective may switch the adapter, which takes time
+        for batch in batches:
             with autocast(accelerator.device, compute):
-                loss = objective(model, on_device)
+                loss = objective(model, batch.to(accelerator.device))
             accelerator.backward(loss.total / units)
             _add(sums, loss)
             if not math.isfinite(sums["loss"]):

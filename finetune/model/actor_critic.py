@@ -36,8 +36,11 @@ class ActorCritic(nn.Module):
 
     def act_as(self, name: str) -> None:
         """Make ADAPTER (the policy) or VALUE the active adapter."""
+        weights = (*self.policy_weights, *self.value_weights)
+        if self.adapted.active_adapter == name and all(parameter.requires_grad for parameter in weights):
+            return
         self.adapted.set_adapter(name)
-        for parameter in (*self.policy_weights, *self.value_weights):
+        for parameter in weights:
             parameter.requires_grad_(True)
 
     def values(self, hidden_TD: Tensor, positions_N: Tensor) -> Tensor:
