@@ -34,16 +34,16 @@ def chain(
     starts = list(dict.fromkeys(" ".join(words[: int(told * len(words))]) for words in map(str.split, short[160:-30])))
     write_jsonl(folder / "stories.jsonl", [{"text": story} for story in short[:160]])
     write_jsonl(folder / "held_out.jsonl", [{"text": story} for story in short[-30:]])
-    write_jsonl(folder / "prompts.jsonl", [{"prompt": start} for start in starts[:-64]])
-    write_jsonl(folder / "other_prompts.jsonl", [{"prompt": start} for start in starts[-64:]])
+    write_jsonl(folder / f"prompts{told}.jsonl", [{"prompt": start} for start in starts[:-64]])
+    write_jsonl(folder / f"other_prompts{told}.jsonl", [{"prompt": start} for start in starts[-64:]])
     ppo = {
         "kind": "ppo",
         "start_from": "sft",
-        "prompts": [{"path": "prompts.jsonl"}],
-        "held_out": {"data": [{"path": "other_prompts.jsonl"}]},
+        "prompts": [{"path": f"prompts{told}.jsonl"}],
+        "held_out": {"data": [{"path": f"other_prompts{told}.jsonl"}]},
         "checker": checker,
         "max_new_tokens": TOKENS,
-        "rollouts": 96,
+        "rollouts": 64,
         "samples": 4,
         "iterations": 6,
         "passes": 2,
@@ -72,7 +72,7 @@ def chain(
             "ppo": ppo,
         },
     }
-    path = folder / "recipe.yaml"
+    path = folder / f"{told}.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     plan = run_recipe(load_recipe(path, ()), folder / "runs", lambda line: None)
     losses = []
@@ -81,6 +81,12 @@ def chain(
         found = evaluate(stage.folder, manifest, folder / "held_out.jsonl", say=lambda line: None)
         losses.append(found.summary["loss"])
     return losses[0], losses[1], manifest["metrics"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for both: the SFT stage is the same, and is done once."""
+    return tmp_path_factory.mktemp("stories")
 
 
 @pytest.mark.slow
@@ -93,9 +99,9 @@ def chain(
     ids=["a word appears", "the story closes"],
 )
 def test_the_pass_rate_rises_by_thirty_points_and_the_loss_by_less_than_a_tenth(
-    shared: Path, tmp_path: Path, checker: dict[str, Any], told: float, changes: dict[str, Any]
+    shared: Path, folder: Path, checker: dict[str, Any], told: float, changes: dict[str, Any]
 ) -> None:
-    before, after, metrics = chain(shared, tmp_path, checker, told, **changes)
+    before, after, metrics = chain(shared, folder, checker, told, **changes)
     passed = metrics["held_out_reward_before"], metrics["held_out_reward_after"]
     assert passed[1] >= passed[0] + 0.30, passed
     assert after <= 1.10 * before, (before, after)

@@ -176,7 +176,7 @@ ADAPTERS = {
 @pytest.mark.parametrize("words", ADAPTERS)
 def test_adapters_that_trl_cannot_train_are_refused(write_recipe, words: str) -> None:
     changes, make = ADAPTERS[words]
-    with pytest.raises(RecipeError, match=f"engine trl, but adapter.{words}"):
+    with pytest.raises(RecipeError, match=f"is trained by TRL, but adapter.{words}"):
         load_recipe(write_recipe({"one": make(engine="trl")}, changes))
     load_recipe(write_recipe({"one": make()}, changes))
     load_recipe(write_recipe({"one": sft_stage(engine="trl")}, changes))
