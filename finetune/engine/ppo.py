@@ -220,7 +220,8 @@ class Iterations:
             self.kl_weight = adapted_kl(self.kl_weight, measured.kl, self.stage.target_kl)
         seconds = {"sampling": sampled - began, "scoring": scored - sampled, "comparing": compared - scored}
         metrics |= {f"seconds_{name}": round(value, 4) for name, value in seconds.items()}
-        metrics["sampled_tokens_per_second"] = round(tokens / max(seconds["sampling"], 1e-9), 1)
+        # Of the answers' tokens, in each phase; the update's own rate is in every step's tokens_per_second.
+        metrics |= {f"speed_{name}": round(tokens / max(value, 1e-9), 1) for name, value in seconds.items()}
         return loop.Begun(metrics)
 
     def step_batches(self, step: int) -> list[PpoBatch]:

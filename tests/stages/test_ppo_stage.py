@@ -47,7 +47,8 @@ def test_what_a_run_writes_and_measures(walk: Walk) -> None:
     assert 0 < log[0]["entropy"] <= 6.3, "nats, at most log(512)"
     assert set(log[0]) >= {
         "held_out_reward", "held_out_kl", "explained_variance", "answer_tokens", "finished", "earned",
-        "sampled_tokens_per_second", "seconds_sampling", "seconds_scoring", "seconds_comparing", "value_loss",
+        "speed_sampling", "speed_scoring", "speed_comparing", "seconds_sampling", "seconds_scoring",
+        "seconds_comparing", "value_loss",
     }  # fmt: skip
     resolved = done.manifest("ppo")["resolved"]
     assert resolved["learning_rate"] == UPDATE["learning_rate"]
@@ -191,7 +192,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(
 
 
 def timeless(done: Finished) -> list[dict[str, Any]]:
-    away = ("seconds_", "sampled_tokens_per_second")
+    away = ("seconds_", "speed_")
     return [{k: v for k, v in line.items() if not k.startswith(away)} for line in done.metrics("ppo")]
 
 
