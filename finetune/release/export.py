@@ -2,9 +2,7 @@
 
 gguf: one file for llama.cpp (to_gguf.py), read back and compared (gguf_check.py). ollama: the same with a Modelfile
 whose template is the training template (ollama.py). vllm: an adapter or a merged model as vLLM takes it.
-AWQ and GPTQ are not written: of the maintained libraries llm-compressor and gptqmodel do not install beside the
-transformers that this package is tested with, and what auto-round writes could not be loaded again here, so there is
-nothing that could be proven; quantise the merged folder with such a library in an environment of its own.
+awq and gptq: 4-bit checkpoints for vLLM and its like, by auto-round (quantised.py).
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from finetune.families.base import Family
 from finetune.families.detect import resolve
 from finetune.plan.base_files import read_json
 from finetune.plan.manifest import FILE, check_files, read_manifest
+from finetune.release import quantised
 from finetune.release.folder import make_folder
 from finetune.release.gguf_check import prove_gguf, told
 from finetune.release.lora import CONFIG, open_lora
@@ -38,23 +37,21 @@ from finetune.release.to_gguf import (
 
 Say = Callable[[str], None]
 
-TARGETS = ("gguf", "ollama", "vllm")
+TARGETS = ("gguf", "ollama", "vllm", "awq", "gptq")
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes for --max-lora-rank; it serves adapters up to that."""
-_NO_AWQ = (
-    "{what} is not written: no maintained library for it both runs beside this version of transformers and loads again "
-    "what it wrote, so there would be no proof. Merge, and quantise the merged folder with such a library in an "
-    "environment of its own; or export to gguf with --type q4_k_m; or let vLLM serve the adapter on a 4-bit base"
-)
 
 
-def export(folder: Path, to: str, out: Path, *, kind: str | None = None, say: Say) -> dict[str, Any]:
+def export(
+    folder: Path, to: str, out: Path, *, kind: str | None = None, prompts: Path | None = None, say: Say
+) -> dict[str, Any]:
     """Export a merged folder (vllm: or a run) into the folder `out`; returns its manifest.
 
-    to: one of TARGETS. kind: the GGUF type, None = q8_0. Raises InputError and its kinds, ProofError.
+    to: one of TARGETS. kind: the GGUF type, None = q8_0; of awq and gptq the group, g128, g64 or g32, None = the
+    largest that fits. prompts: rows to calibrate awq and gptq on. Raises InputError and its kinds, ProofError.
     """
-    if to in ("awq", "gptq"):
-        raise InputError(_NO_AWQ.format(what=to.upper()))
+    if prompts is not None and to not in ("awq", "gptq"):
+        raise InputError("--prompts is for awq and gptq")
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(f"{folder} has no {FILE}: not a finished run, nor a merged folder")
@@ -69,7 +66,11 @@ def export(folder: Path, to: str, out: Path, *, kind: str | None = None, say: Sa
             "the merged folder, which was proven to answer as the run does"
         )
     if manifest["merge"]["task"] == "reward":
-        raise InputError(f"{folder} is a reward model: llama.cpp writes text, and has no place for its head")
+        raise InputError(
+            f"{folder} is a reward model: {to} is for models that write text, and has no place for its head"
+        )
+    if to in ("awq", "gptq"):
+        return _four_bits(folder, manifest, to, out, kind, prompts, say)
     return _gguf(folder, manifest, to, out, kind or "q8_0", say)
 
 
@@ -104,6 +105,29 @@ def _gguf(folder: Path, manifest: Mapping[str, Any], to: str, out: Path, kind: s
     say(f"exported: {out / name}, {(out / name).stat().st_size / 2**20:,.1f} MiB")
     if to == "ollama":
         say(f"use it:   cd {out} && ollama create {str(manifest['name']).split('/')[0].lower()} -f Modelfile")
+    return made
+
+
+def _four_bits(
+    folder: Path, manifest: Mapping[str, Any], to: str, out: Path, kind: str | None, prompts: Path | None, say: Say
+) -> dict[str, Any]:
+    quantised.require_auto_round(to)
+    if kind is not None and kind not in (known := [f"g{group}" for group in quantised.GROUPS]):
+        raise InputError(f"--type {kind}: for {to} there are {', '.join(known)}")
+    family = _family(folder, manifest)
+    size = sum(entry["size"] for entry in manifest["files"].values())
+    require_space(out.absolute(), size + 2**24, "the exported model")
+
+    def fill(part: Path) -> Mapping[str, Any]:
+        settings, proof = quantised.quantised(
+            folder, manifest, to, part, family, group=None if kind is None else int(kind[1:]), prompts=prompts, say=say
+        )
+        say(f"proof: {quantised.told(proof)}")
+        return _manifest(to, manifest, proof, settings)
+
+    made = make_folder(out, fill)
+    say(f"exported: {out}, {sum(entry['size'] for entry in made['files'].values()) / 2**20:,.1f} MiB")
+    say(f"use it:   cd {out} && vllm serve . --dtype float16")
     return made
 
 

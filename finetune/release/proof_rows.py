@@ -44,7 +44,14 @@ def fixed_rows(
 
 
 def user_rows(
-    path: Path, family: Family, tokenizer: Tokenizer, system: str | None, say: Callable[[str], None]
+    path: Path,
+    family: Family,
+    tokenizer: Tokenizer,
+    system: str | None,
+    say: Callable[[str], None],
+    *,
+    most: int = MAX_USER_ROWS,
+    tokens: int = MAX_TOKENS,
 ) -> list[list[int]]:
     """The first rows of the user's file, prompt and answer, in the run's template. Raises DataError, InputError."""
     taken, _, _ = gather(
@@ -56,7 +63,7 @@ def user_rows(
         stage_outputs={},
         say=say,
     )
-    chosen = taken.rows[:MAX_USER_ROWS]
+    chosen = taken.rows[:most]
     if not chosen:
         raise InputError(f"--prompts: {path} has no row")
     found = encode([row.example for row in chosen], family, tokenizer, system=system)
@@ -64,5 +71,5 @@ def user_rows(
         if isinstance(encoded, InputError):
             raise InputError(f"{row.origin}: {encoded}") from encoded
     if len(taken.rows) > len(chosen):
-        say(f"of {path} the first {len(chosen)} rows are compared, each up to {MAX_TOKENS} tokens")
-    return [encoded.input_ids[:MAX_TOKENS] for encoded in found if not isinstance(encoded, InputError)]
+        say(f"of {path} the first {len(chosen)} rows are taken, each up to {tokens} tokens")
+    return [encoded.input_ids[:tokens] for encoded in found if not isinstance(encoded, InputError)]

@@ -135,8 +135,9 @@ def test_what_cannot_be_exported(lab, merged, tmp_path, capsys):
         (reward, ["--to", "vllm"], "reward adapter"),
         (merged / "sft", ["--to", "gguf", "--type", "q9"], "there are f32"),
         (merged / "sft", ["--to", "vllm", "--type", "f16"], "--type is for"),
-        (merged / "sft", ["--to", "awq"], "AWQ is not written"),
-        (merged / "sft", ["--to", "gptq"], "GPTQ is not written"),
+        (merged / "reward", ["--to", "awq"], "reward model"),
+        (sft, ["--to", "gptq"], "merge it first"),
+        (merged / "sft", ["--to", "gguf", "--prompts", "rows.jsonl"], "--prompts is for awq"),
         (lab / "base", ["--to", "gguf"], "no manifest.json"),
     ):
         code, said = run(capsys, "export", source, *options, "--out", out)
