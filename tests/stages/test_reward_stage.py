@@ -124,7 +124,7 @@ def test_resumed_to_the_same_bits(walk, interrupted):
 
 
 def test_a_reward_model_is_no_adapter_to_write_with(walk):
-    with pytest.raises(InputError, match="writes a reward model; needed here: an adapter that writes text"):
+    with pytest.raises(InputError, match="gives a reward model, not an adapter that writes text"):
         walk({"reward": reward_stage(train=train(max_steps=1)), "again": sft_stage(start_from="reward")})
 
 
