@@ -13,20 +13,22 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.data.answers import answer_text
 from finetune.data.mix import generator
 from finetune.data.prepare_prompts import Prompt
 from finetune.data.tokenizer import Tokenizer
 from finetune.engine import loop
-from finetune.engine.batches import TokenBatch, collate, micro_batches
+from finetune.engine.batches import TokenBatch, micro_batches
+from finetune.engine.ppo_rows import Sampled, cut_pass
+from finetune.engine.ppo_update import PpoBatch
 from finetune.engine.reference import reference_active
 from finetune.engine.rewards import Answer, Judge
 from finetune.engine.token_logprobs import Hidden
@@ -35,7 +37,7 @@ from finetune.families.base import Family
 from finetune.model.actor_critic import VALUE, ActorCritic
 from finetune.model.adapter import ADAPTER
 from finetune.model.generation import Generated, Sampling, generate
-from finetune.numerics.logprobs import entropies, logprobs, logprobs_and_entropies
+from finetune.numerics.logprobs import logprobs, logprobs_and_entropies
 from finetune.numerics.ppo import (
     SMALL,
     adapted_kl,
@@ -43,70 +45,11 @@ from finetune.numerics.ppo import (
     explained_variance,
     gae,
     kl_k3,
-    policy_loss,
     shaped_scores,
     token_rewards,
-    value_loss,
     whitened_advantages,
 )
 from finetune.recipe.sampling_stages import PpoStage
-
-_ROUNDING_ON_GPU = 1e-3
-"""Nats: on a GPU the same forward may choose another order of sums when gradients are wanted. On a CPU it does not."""
-
-
-@dataclass(frozen=True)
-class PpoBatch:
-    """One forward pass of the update. tokens of all answers, [N] each: old_logps, old_values (when sampled),
-    advantages, targets (of the value). first: of the iteration's first minibatch, where the ratio is 1."""
-
-    answers: TokenBatch
-    old_logps_N: Tensor
-    old_values_N: Tensor
-    advantages_N: Tensor
-    targets_N: Tensor
-    first: bool
-
-    @property
-    def units(self) -> int:
-        return self.answers.units
-
-    @property
-    def tokens(self) -> int:
-        return self.answers.tokens
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        return self.answers.rows
-
-    def to(self, device: torch.device) -> PpoBatch:
-        names = ("old_logps_N", "old_values_N", "advantages_N", "targets_N")
-        moved = {name: getattr(self, name).to(device) for name in names}
-        return replace(self, answers=self.answers.to(device), **moved)
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Answers as rows for `collate`: prompt and answer whole, the answer trained.
-
-    each: answers to a prompt, which stand side by side.
-    """
-
-    answers: Sequence[Answer]
-    each: int
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.array([len(answer.prompt.ids) + len(answer.ids) for answer in self.answers], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.answers)
-
-    def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        answer = self.answers[index]
-        trained = np.ones(len(answer.prompt.ids) + len(answer.ids), dtype=np.uint8)
-        trained[: len(answer.prompt.ids)] = 0
-        return np.concatenate([answer.prompt.ids, answer.ids]), trained
 
 
 @dataclass
@@ -140,7 +83,7 @@ class Measured:
 
 
 class Iterations:
-    """loop.Cycle of PPO. samples_file: gets what the held-out prompts were answered."""
+    """loop.Cycle of PPO. keep_samples(step, answers, scores): gets what the held-out prompts were answered."""
 
     def __init__(
         self,
@@ -199,8 +142,11 @@ class Iterations:
         sampled = time.monotonic()
         scores = self.judge(answers)
         scored = time.monotonic()
-        self._cuts = [self._cut(answers, step, number) for number in range(self.stage.passes)]
         rows = Sampled(answers, self.stage.samples)
+        self._cuts = [
+            cut_pass(rows, self.stage.train, generator(self.seed, "ppo pass", step, number))
+            for number in range(self.stage.passes)
+        ]
         batches = [cut for minibatch in self._cuts[0] for cut in minibatch]
         logps, reference, values, entropy = self._compare(rows, batches, with_values=True)
         compared = time.monotonic()
@@ -234,7 +180,7 @@ class Iterations:
 
         return [
             PpoBatch(
-                self._collate(found.rows, rows),
+                found.rows.collate(rows, self.stage.train.layout),
                 of(found.old_logps, rows),
                 of(found.old_values, rows),
                 of(found.advantages, rows),
@@ -295,36 +241,6 @@ class Iterations:
         orders = {epoch: generator(self.seed, "ppo prompts", epoch).permutation(count) for epoch in epochs}
         return [self.train_prompts[int(orders[place // count][place % count])] for place in places]
 
-    def _cut(self, answers: Sequence[Answer], step: int, number: int) -> list[list[list[int]]]:
-        """One pass over the answers: minibatches of micro-batches of rows.
-
-        Prompts are shuffled; the answers to one stay together, and in a micro-batch where they have room.
-        """
-        stage = self.stage
-        order = generator(self.seed, "ppo pass", step, number).permutation(self.prompts_each)
-        together = min(stage.samples, stage.train.micro_batch_size)
-        per_minibatch = stage.train.batch_size // stage.samples
-        found = []
-        for start in range(0, len(order), per_minibatch):
-            parts: list[list[int]] = []
-            for prompt in order[start : start + per_minibatch]:
-                rows = range(int(prompt) * stage.samples, (int(prompt) + 1) * stage.samples)
-                parts += [list(rows[at : at + together]) for at in range(0, len(rows), together)]
-            tokens = [len(answers[part[0]].prompt.ids) + sum(len(answers[row].ids) for row in part) for part in parts]
-            size = max(1, stage.train.micro_batch_size // together)
-            cut = micro_batches(range(len(parts)), tokens, size, balance=stage.train.layout == "ragged")
-            found.append([[row for index in group for row in parts[index]] for group in cut])
-        return found
-
-    def _collate(self, rows: Sampled, chosen: Sequence[int]) -> TokenBatch:
-        """Answers to one prompt share it (ragged); padded rows are whole."""
-        if self.stage.train.layout == "padded":
-            return collate(rows, chosen)
-        groups: dict[int, list[int]] = {}
-        for place, row in enumerate(chosen):
-            groups.setdefault(row // rows.each, []).append(place)
-        return collate(rows, chosen, list(groups.values()))
-
     @torch.no_grad()
     def _compare(
         self, rows: Sampled, batches: Sequence[Sequence[int]], *, with_values: bool
@@ -332,7 +248,7 @@ class Iterations:
         """For each answer [its tokens]: log-probabilities of policy and reference, and values; and the policy's mean
         entropy in nats. One adapter after the other over all batches: switching costs more than memory here."""
         decoder, head = self.base.model, self.base.lm_head
-        collated = [self._collate(rows, batch).to(self.device) for batch in batches]
+        collated = [rows.collate(batch, self.stage.train.layout).to(self.device) for batch in batches]
         entropy_sum, count = 0.0, 0
 
         def over_all(compute: Callable[[TokenBatch], Tensor]) -> list[Tensor]:
@@ -441,44 +357,6 @@ class Iterations:
             "advantage_std": advantages_N.std(correction=0).item(),
             "explained_variance": explained_variance(values_N, returns_N),
         }
-
-
-def policy_objective(
-    model: nn.Module, batch: PpoBatch, *, stage: PpoStage, decoder: nn.Module, head: nn.Module, hidden: Hidden
-) -> loop.Loss:
-    """PPO's clipped policy loss, less the entropy bonus, summed over the batch's tokens. model: the ActorCritic."""
-    model.act_as(ADAPTER)
-    answers = batch.answers
-    hidden_ND = hidden(decoder, answers.ids_T, answers.layout).index_select(0, answers.predict_N)
-    logps_N = logprobs(hidden_ND, answers.labels_N, head)
-    log_ratio_N = (logps_N - batch.old_logps_N).detach()
-    if batch.first and (off := log_ratio_N.abs().max().item()) > (_ROUNDING_ON_GPU if logps_N.is_cuda else 0.0):
-        raise ProofError(
-            f"in the iteration's first minibatch a token's log-probability is off by {off:.3g} nats from when it was "
-            "sampled, where 0 is right: nothing was learnt from it. This is a defect; please report the recipe"
-        )
-    loss = policy_loss(logps_N, batch.old_logps_N, batch.advantages_N, stage.clip_range)
-    total = loss.losses.sum()
-    metrics = {
-        "policy_loss": loss.losses.sum().detach(),
-        "clip_fraction": loss.clipped.sum(),
-        "update_kl": kl_k3(-log_ratio_N).sum(),
-    }
-    if stage.entropy_weight:
-        total = total - stage.entropy_weight * entropies(hidden_ND, head).sum()
-    return loop.Loss(total, metrics)
-
-
-def value_objective(
-    model: nn.Module, batch: PpoBatch, *, stage: PpoStage, decoder: nn.Module, hidden: Hidden
-) -> loop.Loss:
-    """The clipped value loss summed over the batch's tokens. model: the ActorCritic."""
-    model.act_as(VALUE)
-    answers = batch.answers
-    values_N = model.values(hidden(decoder, answers.ids_T, answers.layout), answers.predict_N)
-    loss = value_loss(values_N, batch.old_values_N, batch.targets_N, stage.value_clip_range)
-    sums = {"value_loss": loss.losses.sum().detach(), "value_clip_fraction": loss.clipped.sum()}
-    return loop.Loss(loss.losses.sum(), sums)
 
 
 def _key(prompt_key: int, place: int, purpose: str) -> int:

@@ -53,12 +53,14 @@ def quantise(job: Mapping[str, Any]) -> None:
 def answer(job: Mapping[str, Any]) -> None:
     """[T, V] float32 log-probabilities of each row, by transformers and auto-round's kernels, into job["out"]."""
     import warnings
+    from importlib import import_module
 
-    import auto_round  # noqa: F401  (its kernels become known to transformers)
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoRoundConfig
 
     from finetune.release.merge_proof import log_probs
+
+    import_module("auto_round")  # its kernels become known to transformers
 
     # AutoRoundConfig says nothing but that auto-round loads it; bits and layout are the folder's own.
     warnings.filterwarnings("ignore", message="You passed `quantization_config`.*")

@@ -17,17 +17,16 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from finetune.data.prepare_prompts import prepare_prompts
 from finetune.engine import loop, session
 from finetune.engine.job import Job, Outcome
 from finetune.engine.optim import default_learning_rate
-from finetune.engine.ppo import Iterations, policy_objective, value_objective
+from finetune.engine.ppo import Iterations
+from finetune.engine.ppo_update import policy_objective, value_objective
+from finetune.engine.prompts import check_prompts, open_prompts, proof_prompts
 from finetune.engine.reference import add_reference
-from finetune.engine.rewards import Answer, check_columns, open_judge
+from finetune.engine.rewards import Answer, open_judge
 from finetune.engine.token_logprobs import hidden_function
 from finetune.engine.tracking import MetricsFile
 from finetune.errors import InputError
@@ -40,7 +39,6 @@ RATE_FACTOR = 1 / 30
 VALUE_RATE_FACTOR = 1 / 3
 """As reward stages have it."""
 SAMPLES = "samples.jsonl"
-_PROOF_ROWS = 4
 
 
 def run(stage: PpoStage, job: Job) -> Outcome:
@@ -51,22 +49,8 @@ def run(stage: PpoStage, job: Job) -> Outcome:
             "from an sft stage, or use init default"
         )
     words = session.open_words(job)
-    prompts = prepare_prompts(
-        stage.prompts,
-        stage.held_out,
-        max_new_tokens=stage.max_new_tokens,
-        model=job.model,
-        seed=job.seed,
-        locate=job.locate,
-        stage_outputs=job.inputs,
-        family=words.resolved.family,
-        tokenizer=words.tokenizer,
-        say=job.say,
-    )
-    everything = (*prompts.train, *prompts.held_out)
-    longest = max(len(prompt.ids) for prompt in everything) + stage.max_new_tokens
-    session.check_words(job, max(int(prompt.ids.max()) for prompt in everything), longest)
-    check_columns(stage, everything)
+    prompts = open_prompts(stage, stage.held_out, job, words)
+    check_prompts(stage, job, (*prompts.train, *prompts.held_out))
     opened = session.open_session(job, stage.train, stage.start_from)
     add_reference(opened.model, opened.start)
     reward = None if stage.reward is None else (job.inputs.get(stage.reward) or job.locate(stage.reward))
@@ -102,7 +86,7 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         job.say(warning)
     model.act_as(ADAPTER)
     session.save(job, opened, words)
-    proof = session.prove(job, opened, *_proof_rows(prompts.held_out or prompts.train))
+    proof = session.prove(job, opened, *proof_prompts(prompts.held_out or prompts.train))
     metrics = _metrics(trained, cycle, MetricsFile(job.work / "metrics.jsonl").read(), last)
     (job.out / SAMPLES).write_bytes((job.work / SAMPLES).read_bytes() if (job.work / SAMPLES).is_file() else b"")
     return Outcome(
@@ -177,8 +161,3 @@ def _metrics(
         for key in (key for key in last if key.removeprefix("held_out_") in named):
             metrics[f"{key}_before"], metrics[f"{key}_after"] = held_out[0][key], last[key]
     return metrics
-
-
-def _proof_rows(prompts: Sequence[Any]) -> tuple[Tensor, list[int]]:
-    rows = [torch.from_numpy(np.asarray(prompt.ids, dtype=np.int64)) for prompt in prompts[:_PROOF_ROWS]]
-    return torch.cat(rows), [len(row) for row in rows]

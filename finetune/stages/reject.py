@@ -26,14 +26,15 @@ import numpy as np
 from finetune.data.answers import answer_text
 from finetune.data.convert_prompts import prompt_fields
 from finetune.data.mix import generator
-from finetune.data.prepare_prompts import Prompt, prepare_prompts
+from finetune.data.prepare_prompts import Prompt
 from finetune.engine import session
 from finetune.engine.earlier import Pool, open_pool
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job, Outcome
 from finetune.engine.progress import memory_gib
+from finetune.engine.prompts import check_prompts, open_prompts
 from finetune.engine.rejection import Kept, prove_rows, write_results
-from finetune.engine.rewards import Answer, Judge, check_columns, open_judge
+from finetune.engine.rewards import Answer, Judge, open_judge
 from finetune.engine.sampler import Sampler, open_sampler
 from finetune.engine.sampling_journal import Journal, open_journal
 from finetune.engine.selection import Candidate, choose
@@ -80,25 +81,12 @@ class Task:
 def run(stage: RejectStage, job: Job) -> Outcome:
     """Sample, score, keep. Writes samples.jsonl, rows.jsonl, best_of.svg and metrics.jsonl into `job.out`."""
     words = session.open_words(job)
-    prompts = prepare_prompts(
-        stage.prompts,
-        None,
-        max_new_tokens=stage.max_new_tokens,
-        model=job.model,
-        seed=job.seed,
-        locate=job.locate,
-        stage_outputs=job.inputs,
-        family=words.resolved.family,
-        tokenizer=words.tokenizer,
-        say=job.say,
-    )
+    prompts = open_prompts(stage, None, job, words)
     pool = open_pool(stage.earlier, job, words)
     known = {prompt.key for prompt in prompts.train}
     others = [prompt for prompt in pool.prompts if prompt.key not in known]
     everything = [*prompts.train, *others]
-    longest = max(len(prompt.ids) for prompt in everything) + stage.max_new_tokens
-    session.check_words(job, max(int(prompt.ids.max()) for prompt in everything), longest)
-    check_columns(stage, everything)
+    check_prompts(stage, job, everything)
     sampler = open_sampler(stage, job)
     judge = open_judge(stage, job, sampler.model, sampler.precision)
     task = Task(stage, job, words, prompts.train, others, pool, sampler, judge, session.stop_ids(words))

@@ -17,18 +17,17 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from finetune.data.answers import answer_text
 from finetune.data.mix import generator
-from finetune.data.prepare_prompts import Prompt, prepare_prompts
+from finetune.data.prepare_prompts import Prompt
 from finetune.engine import loop, session
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job, Outcome
-from finetune.engine.rewards import Answer, Judge, check_columns, open_judge
+from finetune.engine.prompts import check_prompts, open_prompts, proof_prompts
+from finetune.engine.rewards import Answer, Judge, open_judge
 from finetune.engine.tracking import MetricsFile, Wandb
 from finetune.errors import InputError, InterruptedRunError
 from finetune.recipe.learning_stages import trl_adapter_problem
@@ -46,28 +45,14 @@ from finetune.stages.trl_setup import (
 
 RATE_FACTOR = 1 / 30
 """Of the automatic learning rate of SFT: 1e-5 for an 8B model, ten times (LoRA) TRL's default of 1e-6."""
-_PROOF_ROWS = 4
 
 
 def run(stage: GrpoStage | RlooStage, job: Job) -> Outcome:
     """Train the adapter with TRL and prove it. Writes PEFT files, tokenizer, template and metrics into `job.out`."""
     trl = require_trl(f"kind {stage.kind}")
     words = session.open_words(job)
-    prompts = prepare_prompts(
-        stage.prompts,
-        None,
-        max_new_tokens=stage.max_new_tokens,
-        model=job.model,
-        seed=job.seed,
-        locate=job.locate,
-        stage_outputs=job.inputs,
-        family=words.resolved.family,
-        tokenizer=words.tokenizer,
-        say=job.say,
-    )
-    check_columns(stage, prompts.train)
-    longest = max(len(prompt.ids) for prompt in prompts.train) + stage.max_new_tokens
-    session.check_words(job, max(int(prompt.ids.max()) for prompt in prompts.train), longest)
+    prompts = open_prompts(stage, None, job, words)
+    check_prompts(stage, job, prompts.train)
     opened = session.open_session(job, stage.train, stage.start_from)
     _refuse_adapter(stage, opened)
     judge = open_judge(stage, job, opened.model, opened.precision)
@@ -85,7 +70,7 @@ def run(stage: GrpoStage | RlooStage, job: Job) -> Outcome:
     if "ref" in opened.model.peft_config:  # TRL's copy of the adapter as it began
         opened.model.delete_adapter("ref")
     session.save(job, opened, words)
-    proof = session.prove(job, opened, *_proof_rows(prompts.train))
+    proof = session.prove(job, opened, *proof_prompts(prompts.train))
     return Outcome(
         metrics=_metrics(trained, MetricsFile(job.work / "metrics.jsonl").read()),
         data=prompts.report,
@@ -250,8 +235,3 @@ def _metrics(trained: loop.Trained, log: Sequence[Mapping[str, Any]]) -> dict[st
         if theirs in lines[0]:
             metrics |= {f"{name}_first": lines[0][theirs], f"{name}_last": lines[-1][theirs]}
     return metrics
-
-
-def _proof_rows(prompts: Sequence[Prompt]) -> tuple[Tensor, list[int]]:
-    rows = [torch.from_numpy(prompt.ids) for prompt in prompts[:_PROOF_ROWS]]
-    return torch.cat(rows), [len(row) for row in rows]

@@ -134,14 +134,14 @@ def _work(options: argparse.Namespace) -> None:
 
         return run
 
-    engine.Iterations.sample = timed("sampling", engine.Iterations.sample)  # type: ignore[method-assign]
-    engine.Iterations._compare = timed("comparing", engine.Iterations._compare)  # type: ignore[method-assign]
+    engine.Iterations.sample = timed("sampling", engine.Iterations.sample)
+    engine.Iterations._compare = timed("comparing", engine.Iterations._compare)
     open_judge = stage.open_judge
-    stage.open_judge = lambda *args: timed("scoring", open_judge(*args))  # type: ignore[assignment]
-    session.stop_ids = lambda words: frozenset(range(2, 2 + WORDS // MEAN))  # type: ignore[assignment]
+    stage.open_judge = lambda *args: timed("scoring", open_judge(*args))
+    session.stop_ids = lambda words: frozenset(range(2, 2 + WORDS // MEAN))
     one_step, update = loop._one_step, timed("update", loop._one_step)
     # The reward stage's steps, before anything is sampled, do not count.
-    loop._one_step = lambda *args: (update if spent["sampling"] else one_step)(*args)  # type: ignore[assignment]
+    loop._one_step = lambda *args: (update if spent["sampling"] else one_step)(*args)
     loaded = load_recipe(options.folder / f"{options.worker}.yaml")
     runs = options.folder / "runs" / str(time.time_ns())
     plan = run_recipe(loaded, runs, lambda line: None)

@@ -204,7 +204,7 @@ def _peer(options: argparse.Namespace, model: Any, prompts: list[Any], stops: fr
     lengths = np.array(json.loads((options.folder / "lengths.json").read_text("utf-8"))).reshape(-1, SAMPLES)
     first_token: list[float] = []
 
-    class End(LogitsProcessor):  # type: ignore[misc]  # transformers is untyped here
+    class End(LogitsProcessor):
         """Ends row r of a batch after its given number of tokens, and not before."""
 
         def __init__(self, wanted: Any, before: int) -> None:

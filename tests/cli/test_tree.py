@@ -55,7 +55,7 @@ def shown(tree: Tree) -> list[str]:
     """The tree's lines as they stand now."""
     console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(tree.render())
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    text: str = console.file.getvalue()
     return [line.rstrip() for line in text.splitlines()]
 
 
@@ -138,7 +138,7 @@ def test_notes_stand_above_the_tree_with_their_stage(tmp_path: Path, clock: Cloc
     tree.begin(plan.stages[0])
     tree.progress("first", 10, 0).note("step 0: held-out loss [1.0]")
     tree.close()
-    assert "first: step 0: held-out loss [1.0]" in tree.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "first: step 0: held-out loss [1.0]" in tree.console.file.getvalue()
 
 
 def test_what_runs_is_on_the_screen_whatever_its_height(tmp_path: Path, clock: Clock) -> None:

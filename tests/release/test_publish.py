@@ -432,7 +432,7 @@ def test_a_repository_that_changed_meanwhile(hub: Hub, run: Path, send: Send, us
         hub.repos["me/chat"].commits.append("1" * 40)
         return True
 
-    user.ask = meddle  # type: ignore[method-assign]
+    user.ask = meddle
     with pytest.raises(FinetuneError, match=r"has changed meanwhile.*run the same command again"):
         send(run)
 
