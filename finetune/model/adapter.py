@@ -6,12 +6,15 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
@@ -22,6 +25,8 @@ from finetune.recipe.settings import AdapterSettings
 ADAPTER = "default"
 """peft writes the adapter of this name into the folder itself, where every peft user looks for it."""
 
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
 _INITIAL = "initial"
 """Folder of the untrained adapter that pissa and olora need at save time."""
 
@@ -60,21 +65,59 @@ def new_adapter(base: LlamaForCausalLM, settings: AdapterSettings, *, seed: int)
 
 def open_adapter(base: LlamaForCausalLM, folder: Path) -> PeftModel:
     """Put a saved LoRA adapter (a folder of PEFT files in safetensors) on the base, trainable. Raises InputError."""
-    if not (folder / "adapter_config.json").is_file() or not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
+    config = _config_of_a_writer(folder)
+    with _fitting(folder):
+        return PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+
+
+def add_adapter(model: PeftModel, folder: Path, name: str) -> None:
+    """Load one more saved adapter beside those of the model, frozen; which one is active stays. Raises InputError.
+
+    name: what `set_adapter` is told, without dots, which peft takes for a path.
+    """
+    _config_of_a_writer(folder)
+    active = model.active_adapter
+    with _fitting(folder):
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+    model.set_adapter(active)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], LoraConfig]:
+    """Weights, on the CPU, and configuration of an adapter folder. Raises InputError."""
+    check_adapter_files(folder)
+    try:
+        return load_tensors((folder / _WEIGHTS).read_bytes()), LoraConfig.from_pretrained(str(folder))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the adapter in {folder} is damaged, or is no LoRA: {error}") from error
+
+
+def check_adapter_files(folder: Path) -> None:
+    """Raise InputError where a folder is no adapter at all."""
+    if not (folder / _CONFIG).is_file() or not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{folder} holds no adapter: {_CONFIG} and {_WEIGHTS} are needed")
+
+
+def _config_of_a_writer(folder: Path) -> LoraConfig:
+    check_adapter_files(folder)
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / 'adapter_config.json'} is not a LoRA adapter's configuration: {error}") from error
+        raise InputError(f"{folder / _CONFIG} is not a LoRA adapter's configuration: {error}") from error
     if config.task_type == "SEQ_CLS":
         raise InputError(
-            f"{folder} is a reward model, which scores answers: start_from takes an adapter that writes text, such as "
+            f"{folder} is a reward model, which scores answers: an adapter that writes text is needed here, such as "
             "the one that the reward model started from"
         )
+    return config
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """What peft says of an adapter that does not fit, as one InputError."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")
-            return PeftModel.from_pretrained(base, folder, adapter_name=ADAPTER, is_trainable=True, config=config)
+            yield
     except (SafetensorError, RuntimeError, ValueError, UserWarning) as error:
         # A cut file, other shapes, target modules that this base lacks, weights that are not there.
         first = next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))
@@ -151,7 +194,7 @@ def save_adapter(
     if convert is not None:
         shutil.rmtree(convert)
     # Only now: while peft works, the base's name must be the local folder, or it asks the hub about it.
-    path = folder / "adapter_config.json"
+    path = folder / _CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))
     config |= {"base_model_name_or_path": base_name, "revision": revision}
     if isinstance(config["target_modules"], list):  # a set in peft, whose order differs from process to process

@@ -20,11 +20,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from finetune.errors import InputError
+from finetune.model.adapter import read_adapter
 from finetune.model.reward import HEAD_KEY
 
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
@@ -83,14 +82,7 @@ class Averaged:
 
 def read_lora(folder: Path) -> Lora:
     """Read an adapter folder onto the CPU. Raises InputError where it is none, or more than a LoRA."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file() or not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
-    try:
-        tensors = load_tensors(path.read_bytes())
-        config = LoraConfig.from_pretrained(str(folder))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the adapter in {folder} is damaged, or is no LoRA: {error}") from error
+    tensors, config = read_adapter(folder)
     if not isinstance(config, LoraConfig):
         raise InputError(f"{folder} is no LoRA adapter, its peft_type is {config.peft_type.value}")
     special = [name for name in _VARIANTS if getattr(config, name, None)]
@@ -255,6 +247,6 @@ def _config_of(adapters: Sequence[Lora], ranks: Mapping[str, int], scale: float)
     return config
 
 
-def _alpha(alpha: float) -> int:
+def _alpha(alpha: float) -> float:
     """A whole number where it is one, as peft's own configurations have it (its type says int; it takes both)."""
-    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha  # type: ignore[return-value]
+    return round(alpha) if math.isclose(alpha, round(alpha), rel_tol=1e-12) else alpha

@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as pack_tensors
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from finetune.durable import write_bytes
 from finetune.errors import InputError, ProofError
-from finetune.model.adapter import ADAPTER, reload_rounding
+from finetune.model.adapter import ADAPTER, read_adapter, reload_rounding
 from finetune.model.ragged import Layout, ragged_hidden
 
 HEAD_KEY = "base_model.model.score.weight"
@@ -55,7 +53,7 @@ def new_head(hidden_size: int, seed: int, device: torch.device) -> nn.Linear:
 def add_head(folder: Path, head: nn.Linear) -> None:
     """Turn the adapter in `folder` into a reward adapter: the head into its weights, SEQ_CLS into its config."""
     path = folder / "adapter_model.safetensors"
-    tensors = load_tensors(path.read_bytes())
+    tensors, _ = read_adapter(folder)
     tensors[HEAD_KEY] = head.weight.detach().float().cpu().contiguous()
     write_bytes(path, pack_tensors(tensors, metadata={"format": "pt"}))
     config_path = folder / "adapter_config.json"
@@ -111,14 +109,7 @@ def _fill(adapted: PeftModel, tensors: dict[str, Tensor], name: str, folder: Pat
 
 def read_reward(folder: Path) -> tuple[dict[str, Tensor], LoraConfig]:
     """Weights and configuration of a reward adapter; the head is listed no more. Raises InputError."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file() or not (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder} holds no adapter: adapter_config.json and adapter_model.safetensors are needed")
-    try:
-        tensors = load_tensors(path.read_bytes())
-        config = LoraConfig.from_pretrained(str(folder))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the adapter in {folder} is damaged: {error}") from error
+    tensors, config = read_adapter(folder)
     if HEAD_KEY not in tensors:
         raise InputError(f"{folder} is an adapter without a reward head: only the result of a reward stage can score")
     config.task_type = "CAUSAL_LM"
