@@ -36,6 +36,10 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "export": ("finetune.cli.export:export", "Export a merged model to GGUF, Ollama or vLLM."),
     "verify": ("finetune.cli.verify:verify", "Check a run, or a merged folder, against its manifest."),
     "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
+    "report": ("finetune.cli.report:report", "One HTML file: what was trained, on what, how it went, what changed."),
+    "chat": ("finetune.cli.chat:chat", "Talk to a run in the terminal, side by side with others or its base."),
+    "serve": ("finetune.cli.serve:serve", "Answer on this machine: an OpenAI-compatible address and a web page."),
+    "import": ("finetune.cli.import_:import_", "Turn another tool's configuration into a recipe."),
     "publish": ("finetune.cli.publish:publish", "Publish a run on the hub: proven, with card and licence."),
 }
 

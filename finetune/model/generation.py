@@ -106,6 +106,30 @@ def generate(
         return _Writer(model, prompts, samples, sampling, keys, rows_at_once).run(progress)
 
 
+class Stream:
+    """One answer, a token a call: the same as `generate` writes to that prompt with that key, as its sample 0.
+
+    The model has to be in eval mode, with the same active adapters at every call; streams of different adapters may
+    take turns. Arguments and errors as of `generate`.
+    """
+
+    def __init__(
+        self, model: LlamaForCausalLM, prompt: NDArray[np.integer], sampling: Sampling, *, key: int = 0
+    ) -> None:
+        self._writer = _Writer(model, [prompt], 1, sampling, [key], 1)
+
+    @torch.no_grad()
+    def step(self) -> Generated | None:
+        """Write one more token. Returns the answer when that was the last one."""
+        self._writer.advance()
+        return self._writer.done[0][0]
+
+    @property
+    def ids(self) -> list[int]:
+        """What is written so far, while it is not done."""
+        return self._writer.rows[0].ids
+
+
 class _Writer:
     """One call of `generate`: what waits, what is being written, what is done."""
 
@@ -136,16 +160,22 @@ class _Writer:
         self.answers = self.tokens = 0
 
     def run(self, progress: Callable[[int, int], None] | None) -> list[list[Generated]]:
-        # New rows are let in by several at once: a prefill of few tokens costs almost as much as one of many.
-        batch = max(1, self.rows_at_once // 8)
         while self.waiting or self.rows:
-            if self.waiting and (not self.rows or self.rows_at_once - len(self.rows) >= batch):
-                self._enter()
-            else:
-                self._step()
+            self.advance()
             if progress is not None:
                 progress(self.answers, self.tokens)
         return [[answer for answer in answers if answer is not None] for answers in self.done]
+
+    def advance(self) -> None:
+        """One more token in every row, or the first one of new rows.
+
+        New ones are let in by several at once: a prefill of few tokens costs almost as much as one of many.
+        """
+        batch = max(1, self.rows_at_once // 8)
+        if self.waiting and (not self.rows or self.rows_at_once - len(self.rows) >= batch):
+            self._enter()
+        else:
+            self._step()
 
     def _enter(self) -> None:
         """Let in as many waiting answers as there is room for, and draw their first tokens."""

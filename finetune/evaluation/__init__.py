@@ -1,0 +1,1 @@
+"""Measuring finished runs: what they answer, and how that compares."""
