@@ -39,26 +39,6 @@ _ROUNDS = (
     "without this round. Below a group: all its rounds."
 )
 
-GROUP_DOCS = f"""## stages.GROUP
-
-A group of stages that runs several times; [rounds.md](rounds.md) is the guide. A group has no `kind`.
-
-| key | value | default | meaning |
-|---|---|---|---|
-| `repeat` | a whole number of at least 1 and at most {MAX_ROUNDS} | required | {_REPEAT} |
-| `stages` | a section | required | {_STAGES} |
-
-What a stage in a group may say besides:
-
-| where | value | meaning |
-|---|---|---|
-| any value | `{{round: [v1, v2, …]}}` | One value for each round. |
-| the name of a stage | `{{first: X, then: Y}}` | X in round 1: a stage above the group, a folder, or null. In later \
-rounds Y of the round before. |
-| an entry of data or prompts | `rounds: all` or `rounds: earlier` | {_ROUNDS} |
-| `earlier` of reject | `all` | This stage's samples of all earlier rounds. |
-"""
-
 
 def add_groups(schema: dict[str, Any]) -> None:
     """Let each of `stages` be a stage or a group, in the JSON schema that pydantic made. Changes it in place."""
