@@ -31,8 +31,9 @@ def test_the_checks_find_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
         found = "\n".join(problems(page))
         for what in (
             "wide on a screen of 390", 'outside the screen: div "wide"', "over each other", "broken picture: data:",
-            "broken picture: far", "without a size: svg", "without a name: svg", "a control without a name: input#field",
-            "id twice: a", "leads nowhere: #no", "contrast 2.85", "ReferenceError: nothing", "Failed to load resource",
+            "broken picture: far", "without a size: svg", "without a name: svg", "id twice: a",
+            "a control without a name: input#field", "leads nowhere: #no", "contrast 2.85", "ReferenceError: nothing",
+            "Failed to load resource",
         ):  # fmt: skip
             assert what in found
         assert page.requests == [place.as_uri(), "https://example.com/picture.png"]
