@@ -1,0 +1,47 @@
+"""A hook of mkdocs (mkdocs.yml names it): pages that lie outside docs/, and links to and from them.
+
+On GitHub the files link to each other where they lie in the repository. On the site every page lies in docs/, so a link
+is followed in the repository and written anew for the place that its target has on the site.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File
+
+OUTSIDE = {  # path in the repository → page of the site
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "recipes/README.md": "recipes.md",
+}
+ELSEWHERE = {"README.md": "index.md"}  # not a page of the site; what to read there instead
+
+LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+"""Target and anchor of a relative link in markdown."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """mkdocs calls this when it has listed docs/: add the other pages."""
+    root = Path(config.config_file_path).parent
+    for path, page in OUTSIDE.items():
+        files.append(File.generated(config, page, content=(root / path).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """mkdocs calls this with the text of each page: write its links for the site."""
+    here = page.file.src_uri
+    source = next((path for path, uri in OUTSIDE.items() if uri == here), f"docs/{here}")
+    return LINK.sub(lambda link: linked(link[1], source, here) + (link[2] or ""), markdown)
+
+
+def linked(target: str, source: str, here: str) -> str:
+    """A link in the file `source` of the repository, as it has to read on the page `here` of the site."""
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+    page = OUTSIDE.get(path) or ELSEWHERE.get(path) or path.removeprefix("docs/")
+    return os.path.relpath(page, posixpath.dirname(here) or ".").replace(os.sep, "/")
