@@ -1,0 +1,88 @@
+"""A measurement under way: what is already known of it is kept in a journal, and in the end it is kept in the run.
+
+The journal lies in `RUN/evaluations/<task>-<digest>.part/`, by the digest that names the evaluation itself. So a
+measurement that was killed goes on when the same one is asked for, pays for no answer or verdict twice, and leaves
+nothing under the name of an evaluation before it is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.engine.sampling_journal import Journal, open_journal
+from finetune.errors import InputError
+from finetune.plan.evaluations import FOLDER, Evaluation, Task, keep_evaluation
+from finetune.plan.manifest import check_files, read_manifest
+from finetune.release.lineage import key_of
+
+
+class Measurement:
+    """One measurement of `run`. data, settings, against: as in Evaluation; together with the task they name it."""
+
+    def __init__(
+        self,
+        run: Path,
+        task: Task,
+        *,
+        data: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        against: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.run, self.task = run, task
+        self.data, self.settings, self.against = dict(data), dict(settings), against
+        self._began = time.monotonic()
+        name = Evaluation(task, self.data, self.settings, {}, against=against).file_name
+        self._work = run / FOLDER / f"{Path(name).stem}.part"
+        self._journal: Journal | None = None
+
+    def recall(self, kind: str) -> Iterator[dict[str, Any]]:
+        """What an earlier attempt noted of a kind, in order."""
+        for entry in self._open().read():
+            if entry["kind"] == kind:
+                yield entry
+
+    def note(self, kind: str, entry: Mapping[str, Any]) -> None:
+        """Keep a part of the work: it is on the disk when this returns."""
+        self._open().append({"kind": kind, **entry})
+
+    def keep(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Evaluation:
+        """Write the evaluation into the run, and remove the journal."""
+        seconds = round(time.monotonic() - self._began, 1)
+        found = Evaluation(self.task, self.data, self.settings, results, rows, self.against, seconds)
+        keep_evaluation(self.run, found)
+        shutil.rmtree(self._work, ignore_errors=True)
+        return found
+
+    def _open(self) -> Journal:
+        if self._journal is None:
+            header = {"task": self.task, "data": self.data, "settings": self.settings, "against": self.against}
+            self._journal = open_journal(self._work, header)
+        return self._journal
+
+
+def opened(run: Path) -> dict[str, Any]:
+    """The manifest of a finished run, its files checked. Raises InputError."""
+    manifest = read_manifest(run)
+    if manifest is None:
+        raise InputError(f"{run} has no manifest.json: not the folder of a finished run")
+    check_files(run, manifest)
+    return manifest
+
+
+def opened_writer(run: Path) -> dict[str, Any]:
+    """As `opened`, of a run that writes answers. Raises InputError for reward models and sampled rows."""
+    manifest = opened(run)
+    if manifest["kind"] == "reward":
+        raise InputError(f"{run} is a reward model: it scores answers and writes none. Measure a run that writes")
+    if manifest["kind"] == "reject":
+        raise InputError(f"{run} holds sampled rows, not a model: measure its policy, or what was trained on the rows")
+    return manifest
+
+
+def identity(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A run as evaluations name it: name and fingerprint."""
+    return {"name": str(manifest.get("name") or run.name), "fingerprint": key_of(manifest)}
