@@ -6,18 +6,19 @@ with the same settings is answered the same, alone or among others, but for roun
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
+from finetune.chat.turns import Turns
 from finetune.data.answers import answer_text
 from finetune.data.encode import encode_prompt
 from finetune.data.prepare_prompts import Prompt
@@ -34,7 +35,7 @@ from finetune.plan.base_files import locate_base
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.plan.run_base import find_base
 from finetune.recipe.settings import ModelSettings
-from finetune.shapes import Completion, Dialog, Origin
+from finetune.shapes import Completion, Dialog, Origin, Text
 
 BASE = "base"
 """The name of the base without any adapter."""
@@ -45,7 +46,8 @@ _NOT_WRITERS = {
 }
 
 Say = Callable[[str], None]
-Asked = Dialog | Completion
+Asked = Dialog | Completion | Text
+"""What can be asked: a conversation, a prompt (of a chat family a question), or raw text to go on with as it is."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,21 @@ class Reply:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the answer that `name` is writing. reply: the whole of it, with the last piece."""
+    """A part of the answer that `name` is writing, its sample 0, 1, … reply: the whole of it, with the last piece."""
 
     name: str
     text: str
     reply: Reply | None = None
+    sample: int = 0
 
 
 @dataclass
 class ChatModel:
-    """names: whom one can ask, the base last. system: put before conversations that have none, as in training.
+    """names: whom one can ask: the runs, the base last; of a merged or plain folder that folder alone.
 
-    room: most tokens of prompt and answer together. family.is_chat says whether conversations have a form here; where
-    they have none, only a Completion can be asked. Several threads may use it: they take turns, a token at a time.
+    system: put before conversations that have none, as in training. room: most tokens of prompt and answer together.
+    family.is_chat says whether conversations have a form here; where they have none, only a Completion or a Text can be
+    asked. Several threads may use it: they take turns, a token at a time.
     """
 
     names: tuple[str, ...]
@@ -98,18 +102,19 @@ class ChatModel:
     _stop_ids: frozenset[int]
     _device: torch.device
     _compute: torch.dtype
-    _lock: threading.Lock
+    _turns: Turns
 
     def prompt(self, asked: Asked) -> Prompt:
         """What is asked, as tokens up to where the answer begins. Raises RenderError where the template has no form."""
         ids = np.array(encode_prompt(asked, self.family, self.tokenizer, self.system), dtype=np.int64)
+        if len(ids) == 0:
+            raise InputError("there is nothing to go on from: write something")
         if len(ids) >= self.room:
             raise InputError(
                 f"the prompt has {len(ids):,} tokens and leaves no room for an answer: {self.room:,} is the most for "
                 "both. Begin a new conversation, or ask something shorter"
             )
-        key = int.from_bytes(content_key(asked)[:8], "little")
-        return Prompt(ids, asked, key, Origin("asked", 0))
+        return Prompt(ids, asked, int.from_bytes(content_key(asked)[:8]), Origin("asked"))
 
     def answer(self, asked: Sequence[Asked], name: str, settings: Answering | None = None) -> list[list[Reply]]:
         """`samples` answers of `name` to each prompt, in their order. Raises InputError and RenderError."""
@@ -121,7 +126,7 @@ class ChatModel:
         rooms = [min(settings.max_new_tokens, self.room - len(prompt.ids)) for prompt in prompts]
         for room in sorted(set(rooms)):  # nearly always one
             chosen = [index for index, own in enumerate(rooms) if own == room]
-            with self._lock, self._active(name), loop.autocast(self._device, self._compute):
+            with self._turns, self._active(name), loop.autocast(self._device, self._compute):
                 found = generate(
                     self.base,
                     [prompts[index].ids for index in chosen],
@@ -138,36 +143,48 @@ class ChatModel:
         ]
 
     def stream(self, asked: Asked, names: Sequence[str], settings: Answering | None = None) -> Iterator[Piece]:
-        """One answer of each of `names`, written side by side, piece by piece. Raises InputError at once.
+        """`samples` answers of each of `names`, written side by side, piece by piece. Raises InputError at once.
 
-        Pieces end where letters end: a letter of several tokens comes whole.
+        The pieces of an answer, one after the other, are what `answer` gives. They end where letters end: a letter of
+        several tokens comes whole.
         """
         settings = settings or Answering()
         prompt = self.prompt(asked)
         for name in names:
             self._check(name)
         sampling = self._sampling(settings, min(settings.max_new_tokens, self.room - len(prompt.ids)))
-        return self._pieces(prompt, {name: Stream(self.base, prompt.ids, sampling, key=prompt.key) for name in names})
+        streams = {
+            name: Stream(self.base, prompt.ids, sampling, key=prompt.key, samples=settings.samples) for name in names
+        }
+        return self._pieces(prompt, streams)
 
     def _pieces(self, prompt: Prompt, streams: dict[str, Stream]) -> Iterator[Piece]:
-        told = dict.fromkeys(streams, "")
+        told: dict[tuple[str, int], str] = {}
         while streams:
             for name, stream in list(streams.items()):
-                with self._lock, self._active(name), loop.autocast(self._device, self._compute):
-                    answer = stream.step()
-                if answer is not None:
+                with self._turns, self._active(name), loop.autocast(self._device, self._compute):
+                    ended = stream.step()
+                writing = stream.writing
+                if not writing:
                     del streams[name]
+                for sample, answer in ended.items():
                     reply = self._reply(prompt, answer)
-                    rest = reply.text[len(told[name]) :] if reply.text.startswith(told[name]) else ""
-                    yield Piece(name, rest, reply)
-                    continue
-                text = answer_text(prompt, np.array(stream.ids, np.int64), False, self.family, self.tokenizer)
-                if len(text) > len(told[name]) and not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                    yield Piece(name, text[len(told[name]) :])
-                    told[name] = text
+                    yield Piece(name, reply.text[len(told.get((name, sample), "")) :], reply, sample)
+                for sample, ids in writing.items():
+                    text = self._text(prompt, np.array(ids, np.int64), False)
+                    known = len(told.get((name, sample), ""))
+                    if len(text) > known and not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                        told[name, sample] = text
+                        yield Piece(name, text[known:], None, sample)
+
+    def _text(self, prompt: Prompt, ids: NDArray[np.int64], finished: bool) -> str:
+        family = self.family
+        if isinstance(prompt.example, Text):  # what follows raw text is told as it is, whatever the template
+            family = replace(family, is_chat=False)
+        return answer_text(prompt, ids, finished, family, self.tokenizer)
 
     def _reply(self, prompt: Prompt, answer: Generated) -> Reply:
-        text = answer_text(prompt, answer.ids, answer.finished, self.family, self.tokenizer)
+        text = self._text(prompt, answer.ids, answer.finished)
         return Reply(text, answer.finished, len(prompt.ids), len(answer.ids))
 
     def _sampling(self, settings: Answering, max_new_tokens: int) -> Sampling:
@@ -221,10 +238,14 @@ def open_chat(runs: Mapping[str, Path], *, base: str | None = None, say: Say) ->
         model, files = find_base(runs[first], manifest, base, say)
         template = manifest["family"]["template"]
         system = manifest["recipe"]["model"]["system"]
+        _tell_systems(manifests, say)
     else:
         model = ModelSettings(base=str(runs[first]), load_in="bf16" if torch.cuda.is_available() else "fp32")
         files = locate_base(model, Path(), weights=True)
         template, system = model.template, None
+        if (manifest := manifests[first]) is not None:  # merged from runs of ours
+            template = manifest["family"]["template"]
+            system = manifest["recipe"]["model"].get("system")
     tokenizer = Tokenizer.load(files.folder)
     resolved = resolve(
         files.config, tokenizer.special_tokens, template, base_name=files.name, base_chat_template=files.chat_template
@@ -245,7 +266,7 @@ def open_chat(runs: Mapping[str, Path], *, base: str | None = None, say: Say) ->
     if adapted is not None:
         adapted.requires_grad_(False).eval()
     return ChatModel(
-        names=(*adapters, BASE),
+        names=(*adapters, BASE) if adapters else (first,),
         family=resolved.family,
         tokenizer=tokenizer,
         system=system,
@@ -258,7 +279,7 @@ def open_chat(runs: Mapping[str, Path], *, base: str | None = None, say: Say) ->
         ),
         _device=device,
         _compute=precision.compute,
-        _lock=threading.Lock(),
+        _turns=Turns(),
     )
 
 
@@ -285,6 +306,14 @@ def _check_alike(first: Path, manifest: Mapping[str, Any], folder: Path, other: 
         a, b = ((m["family"] if of == "family" else m["recipe"]["model"])[what] for m in (manifest, other))
         if a != b:
             raise InputError(f"{first} was trained with {what} {a}, {folder} with {b}: compare them one at a time")
+
+
+def _tell_systems(manifests: Mapping[str, Mapping[str, Any] | None], say: Say) -> None:
+    systems = {name: manifest["recipe"]["model"]["system"] for name, manifest in manifests.items() if manifest}
+    first = next(iter(systems))
+    for name, system in systems.items():
+        if system != systems[first]:
+            say(f"{name} was trained with another system prompt than {first}, whose is used for all: {system!r}")
 
 
 def _room(config: Mapping[str, Any], model: ModelSettings, trained: bool) -> int:

@@ -96,38 +96,58 @@ def generate(
     Position limits are not checked. ValueError: an empty prompt, or numbers that make no sense.
     DivergedError: logits that are not finite.
     """
+    _check(prompts, samples, sampling, keys, rows_at_once)
+    with torch.no_grad(), _evaluating(model):
+        return _Writer(model, prompts, samples, sampling, keys, rows_at_once).run(progress)
+
+
+class Stream:
+    """Answers to one prompt, a token of each a call: those that `generate` writes to it with that key.
+
+    The model has to be in eval mode, with the same active adapters at every call; streams of different adapters may
+    take turns. Arguments and errors as of `generate`; samples: answers, written side by side.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        prompt: NDArray[np.integer],
+        sampling: Sampling,
+        *,
+        key: int = 0,
+        samples: int = 1,
+    ) -> None:
+        _check([prompt], samples, sampling, [key], samples)
+        self._writer = _Writer(model, [prompt], samples, sampling, [key], samples)
+        self._written: set[int] = set()
+
+    @torch.no_grad()
+    def step(self) -> dict[int, Generated]:
+        """Write one more token of each answer that is not done. Returns those that this ended, by their sample."""
+        self._writer.advance()
+        ended = {
+            sample: answer
+            for sample, answer in enumerate(self._writer.done[0])
+            if answer is not None and sample not in self._written
+        }
+        self._written.update(ended)
+        return ended
+
+    @property
+    def writing(self) -> dict[int, list[int]]:
+        """The tokens so far of the answers that are begun and not done, by their sample."""
+        return {row.sample: row.ids for row in self._writer.rows}
+
+
+def _check(
+    prompts: Sequence[NDArray[np.integer]], samples: int, sampling: Sampling, keys: Sequence[int], rows_at_once: int
+) -> None:
     if len(keys) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts need as many keys, not {len(keys)}")
     if min(samples, rows_at_once, sampling.max_new_tokens, len(sampling.temperatures)) < 1:
         raise ValueError("samples, rows_at_once, max_new_tokens and the number of temperatures have to be at least 1")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt without tokens: there is nothing to go on from")
-    with torch.no_grad(), _evaluating(model):
-        return _Writer(model, prompts, samples, sampling, keys, rows_at_once).run(progress)
-
-
-class Stream:
-    """One answer, a token a call: the same as `generate` writes to that prompt with that key, as its sample 0.
-
-    The model has to be in eval mode, with the same active adapters at every call; streams of different adapters may
-    take turns. Arguments and errors as of `generate`.
-    """
-
-    def __init__(
-        self, model: LlamaForCausalLM, prompt: NDArray[np.integer], sampling: Sampling, *, key: int = 0
-    ) -> None:
-        self._writer = _Writer(model, [prompt], 1, sampling, [key], 1)
-
-    @torch.no_grad()
-    def step(self) -> Generated | None:
-        """Write one more token. Returns the answer when that was the last one."""
-        self._writer.advance()
-        return self._writer.done[0][0]
-
-    @property
-    def ids(self) -> list[int]:
-        """What is written so far, while it is not done."""
-        return self._writer.rows[0].ids
 
 
 class _Writer:

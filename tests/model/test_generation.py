@@ -1,5 +1,6 @@
 """Batched answers: equal to one row at a time, the same whatever stands beside them, drawn as the softmax says."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from finetune.model import ragged
 from finetune.model.base import choose_precision, load_base
 from finetune.model.decode_attention import BLOCK
 from finetune.model.draw import draw, keep_top, pick, uniforms
-from finetune.model.generation import SHARE_FROM, Sampling, generate
+from finetune.model.generation import SHARE_FROM, Sampling, Stream, generate
 from finetune.model.ragged import Layout, ragged_hidden
 
 CPU = torch.device("cpu")
@@ -349,6 +350,71 @@ def test_progress_counts_answers_and_tokens():
     )
     assert seen == sorted(seen) and len(seen) > 10
     assert seen[-1] == (3 * len(prompts), sum(len(a.ids) for samples in answers for a in samples))
+
+
+def streamed(stream):
+    """Every answer of a stream, and how its ids grew: [(sample, ids so far)] after each step."""
+    answers, grown = {}, []
+    while True:
+        answers |= stream.step()
+        grown.append({sample: list(ids) for sample, ids in stream.writing.items()})
+        if not stream.writing:
+            return answers, grown
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_a_stream_writes_what_generate_writes(samples):
+    model, prompts = tiny(2), some_prompts((5, 33, 1))
+    keys = [7, 2**64 - 1, 3, 9]
+    wanted = generate(model, prompts, samples, SAMPLED, keys=keys)
+    for prompt, key, together in zip(prompts, keys, wanted, strict=True):
+        answers, grown = streamed(Stream(model, prompt, SAMPLED, key=key, samples=samples))
+        assert sorted(answers) == list(range(samples))
+        for sample, answer in enumerate(together):
+            found = answers[sample]
+            assert found.ids.tolist() == answer.ids.tolist() and found.finished == answer.finished
+            np.testing.assert_allclose(found.logps, answer.logps, atol=1e-5)
+            # one token more after every step, and gone with the last
+            so_far = [written[sample] for written in grown if sample in written]
+            assert so_far == [answer.ids[: n + 1].tolist() for n in range(len(answer.ids) - 1)]
+
+
+def test_streams_of_different_adapters_take_turns(tmp_path):
+    """As different as their adapters, and each as it is alone; the base without an adapter too."""
+    model, peft = nf4_with_lora(tmp_path)
+    torch.manual_seed(2)
+    peft.add_adapter("other", LoraConfig(r=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    peft.eval()
+    prompt, names = some_prompts((12,))[0], ("default", "other", None)
+
+    def active(name):
+        if name is None:
+            return peft.disable_adapter()
+        peft.set_adapter(name)
+        return contextlib.nullcontext()
+
+    alone = {}
+    for name in names:
+        with active(name):
+            (alone[name],) = ids_of(generate(model, [prompt], 2, SAMPLED, keys=[5]))
+    assert len({str(ids) for ids in alone.values()}) == 3
+    streams = {name: Stream(model, prompt, SAMPLED, key=5, samples=2) for name in names}
+    found = {name: {} for name in names}
+    while streams:
+        for name, stream in list(streams.items()):
+            with active(name):
+                found[name] |= stream.step()
+            if not stream.writing:
+                del streams[name]
+    assert {name: [found[name][i].ids.tolist() for i in range(2)] for name in names} == alone
+
+
+def test_a_stream_refuses_what_makes_no_sense():
+    model = tiny(2)
+    with pytest.raises(ValueError, match="without tokens"):
+        Stream(model, np.empty(0, np.int64), SAMPLED)
+    with pytest.raises(ValueError, match="at least 1"):
+        Stream(model, np.array([9]), SAMPLED, samples=0)
 
 
 def test_no_prompts_no_answers():
