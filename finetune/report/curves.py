@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 from finetune.report.pieces import Html, number, text
 
@@ -23,7 +24,7 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")
 MARKED = 32
 """A line of so many points or fewer has a mark at each."""
 SMOOTHED = 100
-"""A line of more points than this is drawn faint, with a moving average over it."""
+"""A rough line of more points than this is drawn faint, with a moving average over it."""
 _STRETCHES = 180
 """Stretches that a long line is thinned to, two points each."""
 _FALLBACK = ("#1a6fb5", "#c05315", "#2c7a4b", "#7d4fa8")
@@ -97,7 +98,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _is_long(points: Points) -> bool:
-    return len(points) > SMOOTHED
+    """Whether a line is long, and goes up and down so often that only its average can be followed."""
+    if len(points) <= SMOOTHED:
+        return False
+    values = [value for _, value in points]
+    travelled = sum(abs(after - before) for before, after in pairwise(values))
+    return travelled > 4 * (max(values) - min(values))
 
 
 def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
@@ -144,7 +150,7 @@ def _line(points: Points, at: int, place: Place) -> list[str]:
     if _is_long(points):
         smooth = moving_average(points, max(3, len(points) // 30))
         return [_path(thinned(points), at, place, 0.8, 0.45), _path(thinned(smooth), at, place, 2.2, 1.0)]
-    drawn = [_path(points, at, place, 1.8, 1.0)]
+    drawn = [_path(thinned(points), at, place, 1.8, 1.0)]
     if len(points) <= MARKED:
         drawn += [_mark(at, *place(point), f"{number(point[0])}: {number(point[1])}") for point in points]
     return drawn

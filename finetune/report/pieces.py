@@ -114,21 +114,21 @@ def marked_pair(before: str, after: str) -> tuple[Html, Html]:
     return Html("".join(marked[0])), Html("".join(marked[1]))
 
 
-def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10) -> Html:
+def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10, mark: bool = True) -> Html:
     """Rows of text for people to read, the first `limit` of them, saying how many there are.
 
     A row's `messages` are shown turn by turn, its other texts under their names, numbers in a line above. Two and more
-    texts beside `prompt` stand side by side; of exactly two the words that differ are marked: the one named `base`, or
-    else the first, is what the other is compared with.
+    texts beside `prompt` stand side by side, the one named `base` first; mark: in the last two the words that differ
+    are marked.
     """
     shown = rows[: max(limit, 0)]
     if not rows:
         return Html('<p class="ft-quiet">no rows</p>')
     more = "" if len(shown) == len(rows) else f'<p class="ft-quiet">{len(shown):,} of {len(rows):,} rows</p>'
-    return Html("".join(_sample(row) for row in shown) + more)
+    return Html("".join(_sample(row, mark) for row in shown) + more)
 
 
-def _sample(row: Mapping[str, Any]) -> str:
+def _sample(row: Mapping[str, Any], mark: bool) -> str:
     texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "prompt"}
     about = [f"{text(_named(name))} {text(value)}" for name, value in row.items() if isinstance(value, int | float)]
     turns = [f'<div class="ft-turn"><span class="ft-name">{" · ".join(about)}</span></div>'] if about else []
@@ -140,21 +140,20 @@ def _sample(row: Mapping[str, Any]) -> str:
     if len(texts) < 2:
         turns += [_turn(_named(name), value, "") for name, value in texts.items()]
     else:
-        turns.append(f'<div class="ft-sides">{_sides(texts)}</div>')
+        turns.append(f'<div class="ft-sides">{_sides(texts, mark)}</div>')
     return f'<article class="ft-sample">{"".join(turns)}</article>'
 
 
-def _sides(texts: Mapping[str, str]) -> str:
-    """Answers side by side, what is compared with first."""
+def _sides(texts: Mapping[str, str], mark: bool) -> str:
+    """Answers side by side, the base's first; in the last two the words that differ are marked."""
     names = sorted(texts, key=lambda name: name != "base")
-    if len(names) != 2:
-        return "".join(_turn(_named(name), texts[name], "") for name in names)
-    pair = marked_pair(texts[names[0]], texts[names[1]])
-    same = ", the same" if texts[names[0]] == texts[names[1]] else ""
-    return "".join(
-        _turn(_named(name) + (same if at else ""), content, "")
-        for at, (name, content) in enumerate(zip(names, pair, strict=True))
-    )
+    pieces: dict[str, str] = {name: texts[name] for name in names}
+    labels = {name: _named(name) for name in names}
+    if mark:
+        before, after = names[-2:]
+        pieces[before], pieces[after] = marked_pair(texts[before], texts[after])
+        labels[after] += f", the same as {labels[before]}" if texts[before] == texts[after] else ""
+    return "".join(_turn(labels[name], pieces[name], "") for name in names)
 
 
 def _message(message: Mapping[str, Any]) -> str:

@@ -75,6 +75,8 @@ def test_long_lines_are_thinned_and_keep_their_spikes():
     piece, root = drawn({"a": points})
     assert len(piece) < 20_000
     assert len(paths(root, 1)) == 2 and "with its moving average" in piece
+    smooth, root = drawn({"a": [(float(n), n**0.5) for n in range(50_000)]})
+    assert len(paths(root, 1)) == 1 and "moving average" not in smooth and len(smooth) < 12_000
 
 
 def test_moving_average_by_hand():

@@ -74,7 +74,11 @@ def test_samples_side_by_side_begin_with_the_base():
     assert names == ["prompt", "base", "sft"]
     assert [mark.text for mark in root.iter("mark")] == [" there"]
     same = samples([{"prompt": "Hi", "sft": "Hello", "base": "Hello"}])
-    assert "sft, the same" in same and "<mark" not in same
+    assert "sft, the same as base" in same and "<mark" not in same
+    three = samples([{"prompt": "Hi", "sft": "Hello", "ppo": "Hello you", "base": "Well"}])
+    assert re.findall(r"ft-name\">(\w+)<", three) == ["prompt", "base", "sft", "ppo"]
+    assert three.count("<mark") == 1 and "<mark> you</mark>" in three
+    assert "<mark" not in samples([{"prompt": "Hi", "a": "x", "b": "y"}], mark=False)
 
 
 def test_samples_of_a_policy_have_their_numbers_and_say_how_many_there_are():

@@ -1,0 +1,164 @@
+"""What a run is and what came out of it, in words that a person reads first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.report.pieces import number
+
+KINDS = {
+    "sft": "supervised fine-tuning",
+    "reward": "reward model",
+    "reject": "rejection sampling",
+    "dpo": "preference optimisation (DPO)",
+    "ppo": "policy optimisation (PPO)",
+    "grpo": "policy optimisation (GRPO)",
+    "rloo": "policy optimisation (RLOO)",
+    "average": "average of adapters",
+    "merged": "merged model",
+    "gguf": "GGUF export",
+    "ollama": "Ollama export",
+    "vllm": "vLLM export",
+}
+ONLINE = ("ppo", "grpo", "rloo")
+"""Kinds that learn from a reward of what they have just written."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One result. before: where it was when the stage began, None where there is no such thing."""
+
+    name: str
+    before: float | None
+    after: float
+    unit: str = ""
+
+    def __str__(self) -> str:
+        change = "" if self.before is None else f"{number(self.before)} → "
+        return f"{change}{number(self.after)}"
+
+
+def kind_in_words(manifest: Mapping[str, Any]) -> str:
+    kind = str(manifest.get("kind", "run"))
+    return KINDS.get(kind, kind)
+
+
+def capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def lasted(seconds: float) -> str:
+    """How long, in words: 4 s, 1 min 59 s, 2 h 5 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def figures(manifest: Mapping[str, Any]) -> list[Figure]:
+    """The few results that say whether the stage did its work, the most telling first."""
+    return [figure for figure in _figures(manifest) if figure is not None]
+
+
+def _figures(manifest: Mapping[str, Any]) -> Iterator[Figure | None]:
+    kind, metrics = manifest.get("kind"), manifest.get("metrics") or {}
+    report = manifest.get("held_out_report") or {}
+    first, last = metrics.get("first_held_out_metrics") or {}, metrics.get("held_out_metrics") or {}
+    if kind in ("reward", "dpo"):
+        after = report.get("accuracy", last.get("accuracy"))
+        yield _figure("held-out accuracy", first.get("accuracy"), after)
+    if kind in ONLINE:
+        for name, shown, unit in (
+            ("reward", "reward", ""),
+            ("kl", "KL", "nats an answer"),
+            ("answer_tokens", "answer length", "tokens"),
+        ):
+            if metrics.get(f"held_out_{name}_after") is not None:
+                before, after = metrics.get(f"held_out_{name}_before"), metrics[f"held_out_{name}_after"]
+                yield _figure(f"held-out {shown}", before, after, unit)
+            else:
+                yield _figure(shown, metrics.get(f"{name}_first"), metrics.get(f"{name}_last"), unit)
+    elif kind == "reject":
+        curve = sorted((metrics.get("best_of") or {}).items(), key=lambda point: int(point[0]))
+        if curve:
+            yield _figure(f"score, 1 to {curve[-1][0]} samples", curve[0][1], curve[-1][1])
+        yield _figure("rows kept", None, metrics.get("kept"))
+    else:
+        yield _figure("held-out loss", metrics.get("first_held_out"), metrics.get("held_out"), _loss_unit(manifest))
+        if metrics.get("held_out") is None:
+            yield _figure("training loss", metrics.get("first_loss"), metrics.get("last_loss"), _loss_unit(manifest))
+    if kind == "dpo":
+        yield _figure("held-out margin", first.get("margin"), last.get("margin"))
+    if kind == "reward" and report:
+        yield _figure("calibration error", None, report["calibration"]["ece"])
+
+
+def result(manifest: Mapping[str, Any]) -> str:
+    """The main result, in a sentence or two."""
+    kind, metrics = manifest.get("kind"), manifest.get("metrics") or {}
+    found = {figure.name.removeprefix("held-out "): figure for figure in figures(manifest)}
+    held_out = any(figure.name.startswith("held-out") for figure in figures(manifest))
+    if kind == "reward" and (report := manifest.get("held_out_report")):
+        return (
+            f"Of {report['pairs']:,} held-out pairs it gives the better answer the higher score in "
+            f"{_percent(report['accuracy'])} (95 % interval {_percent(report['low'])} to {_percent(report['high'])}); "
+            f"the mean gap is {number(report['mean_gap'])}."
+        )
+    if kind in ONLINE and "reward" in found:
+        where = "on held-out prompts " if held_out else ""
+        told = f"The mean reward {where}{_moved(found['reward'])}"
+        if "KL" in found:
+            told += f", {number(found['KL'].after)} nats an answer away from where it started"
+        return f"{told}."
+    if kind == "reject" and metrics.get("best_of"):
+        best = figures(manifest)[0]
+        samples = max(metrics["best_of"], key=int)
+        return (
+            f"One sampled answer scores {number(best.before or 0.0)} on average, the best of {samples} "
+            f"{number(best.after)}. {metrics.get('kept', 0):,} rows were kept of {metrics.get('prompts', 0):,} prompts."
+        )
+    if kind == "average":
+        return f"The mean of {metrics.get('adapters', 'several')} adapters; nothing was trained."
+    if kind == "dpo" and "accuracy" in found:
+        return (
+            f"On held-out comparisons the share in which it favours the better answer more than its reference does "
+            f"{_moved(found['accuracy'])}; the loss {_moved(found['loss'])}."
+            if "loss" in found
+            else f"On held-out comparisons the accuracy {_moved(found['accuracy'])}."
+        )
+    if "loss" in found:
+        return f"On rows that it was not trained on the loss {_moved(found['loss'])} {_loss_unit(manifest)}."
+    if "training loss" in found:
+        return (
+            f"The training loss {_moved(found['training loss'])} {_loss_unit(manifest)}; nothing was held out, so "
+            "whether it learnt more than its rows is not known."
+        )
+    return "No result is recorded."
+
+
+def _figure(name: str, before: Any, after: Any, unit: str = "") -> Figure | None:
+    if not isinstance(after, int | float):
+        return None
+    return Figure(name, float(before) if isinstance(before, int | float) else None, float(after), unit)
+
+
+def _moved(figure: Figure) -> str:
+    """What a figure did: fell from … to …."""
+    if figure.before is None:
+        return f"is {number(figure.after)}"
+    if number(figure.before) == number(figure.after):
+        return f"stayed at {number(figure.after)}"
+    return (
+        f"{'fell' if figure.after < figure.before else 'rose'} from {number(figure.before)} to {number(figure.after)}"
+    )
+
+
+def _loss_unit(manifest: Mapping[str, Any]) -> str:
+    return "nats a token" if manifest.get("kind") == "sft" else ""
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
