@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 
 from finetune.durable import describe_files, is_disk_full, rename, sync_tree
 from finetune.engine.job import Job, Outcome
+from finetune.engine.lineage import open_tracking
 from finetune.engine.progress import MakeProgress, Progress, make_progress
 from finetune.engine.sampling_journal import has_chunks
 from finetune.errors import DiskFullError, InputError, RunBusyError
@@ -38,7 +39,7 @@ from finetune.recipe.load import LoadedRecipe
 _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "datasets", "finetune")
 _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """How torchrun, accelerate launch and the MPIs say how many processes they started."""
-_KEPT_FROM_WORK = ("metrics.jsonl", "wandb")
+_KEPT_FROM_WORK = ("metrics.jsonl", "wandb", "tensorboard")
 
 
 class Screen(Protocol):
@@ -141,6 +142,10 @@ def run_stage(
         for left in part.iterdir():  # what an interrupted ending wrote is written again
             if left != work:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+        def tell(line: str) -> None:
+            say(f"{stage.name}: {line}")
+
         job = Job(
             name=stage.name,
             recipe_name=plan.recipe.name,
@@ -149,20 +154,21 @@ def run_stage(
             base=plan.base,
             model=plan.recipe.model,
             adapter=plan.recipe.adapter,
-            wandb=plan.recipe.track.wandb,
             inputs={name: plan.stage(name).folder for name in stage.inputs},
             out=part,
             work=work,
             cache=runs / ".cache",
             locate=loaded.locate,
-            say=lambda line: say(f"{stage.name}: {line}"),
+            say=tell,
             bases=bases or Bases(),
             functions=functions or {},
             progress=progress,
+            tracking=open_tracking(plan, stage, work, tell),
         )
         began = time.time()
-        with _nothing_left_of_nothing(part, work), _told_when_full(part):
+        with _nothing_left_of_nothing(part, work), _told_when_full(part), job.tracking:
             outcome = _stage_function(stage.kind)(stage.settings, job)
+            job.tracking.finish(outcome.results(), outcome.resolved, part)
             _keep(work, part)
             files = describe_files(part, leave_out=[p.relative_to(part).as_posix() for p in work.rglob("*")])
             sync_tree(part)

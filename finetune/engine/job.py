@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.engine.progress import MakeProgress, make_progress
+from finetune.engine.tracking import Tracking, no_tracking
 from finetune.model.bases import Bases
 from finetune.plan.base_files import BaseFiles
-from finetune.recipe.settings import AdapterSettings, ModelSettings, WandbSettings
+from finetune.recipe.settings import AdapterSettings, ModelSettings
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Job:
     inputs: folders of the finished stages that this one reads, by name. locate: a path as the recipe writes it → where
     it is. say: shows the user a line. bases: the base in memory, which the stages of a process share. functions:
     checkers that a Python caller gave by name. progress: (title, total, done) → what the stage tells of its steps.
+    tracking: the recipe's trackers; a stage begins them, its metrics.jsonl and its samples go to them.
     """
 
     name: str
@@ -29,7 +31,6 @@ class Job:
     base: BaseFiles
     model: ModelSettings
     adapter: AdapterSettings
-    wandb: WandbSettings | None
     inputs: Mapping[str, Path]
     out: Path
     work: Path
@@ -39,6 +40,7 @@ class Job:
     bases: Bases = field(default_factory=Bases)
     functions: Mapping[str, Callable[..., float]] = field(default_factory=dict)
     progress: MakeProgress = make_progress
+    tracking: Tracking = field(default_factory=no_tracking)
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,8 @@ class Outcome:
     resolved: Mapping[str, Any]
     proof: Mapping[str, Any]
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def results(self) -> dict[str, Any]:
+        """What trackers show at the end: figures, and of the data what is a number."""
+        counts = {key: value for key, value in self.data.items() if isinstance(value, int | float)}
+        return {"metrics": dict(self.metrics), "data": counts, "proof": dict(self.proof)}

@@ -24,7 +24,7 @@ from finetune.engine import checkpoint as saved
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.optim import learning_rate, make_optimizer, warmup_steps
 from finetune.engine.progress import MakeProgress, make_progress, memory_gib
-from finetune.engine.tracking import MetricsFile, Wandb
+from finetune.engine.tracking import MetricsFile, Tracking
 from finetune.errors import CheckpointError, DivergedError, InputError, InterruptedRunError
 from finetune.model.adapter import restore, state, trainable
 from finetune.recipe.train_settings import TrainSettings
@@ -171,7 +171,7 @@ def train(
     compute: torch.dtype,
     folder: Path,
     title: str,
-    tracker: Wandb | None = None,
+    tracking: Tracking | None = None,
     make_screen: MakeProgress = make_progress,
 ) -> Trained:
     """Train the model's trainable parameters in place, resuming from `folder/checkpoints` where there is one.
@@ -190,7 +190,7 @@ def train(
     groups = work.groups or [(list(trainable(model).values()), 1.0)]
     optimizer = make_optimizer([{"params": parameters} for parameters, _ in groups], settings)
     checkpoints = folder / "checkpoints"
-    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    metrics_file = MetricsFile(folder / "metrics.jsonl", tracking)
 
     found, warnings = saved.newest_checkpoint(checkpoints)
     progress, step = Progress(), 0
@@ -220,11 +220,6 @@ def train(
         written = saved.Checkpoint(step, state(model), optimizer.state_dict(), saved.random_state(), loop_state, best)
         saved.write_checkpoint(checkpoints, written, keep=settings.keep_checkpoints)
 
-    def log(metrics: dict[str, Any]) -> None:
-        metrics_file.write(metrics)
-        if tracker is not None:
-            tracker.log(metrics)
-
     def measure() -> bool:
         """Measure held-out loss; keep the best weights when the recipe stops early. True: time to stop."""
         nonlocal best
@@ -241,7 +236,9 @@ def train(
             raise DivergedError(f"the held-out loss after step {step} is {progress.held_out}: {cure}")
         if progress.first_held_out is None:
             progress.first_held_out, progress.first_held_out_metrics = progress.held_out, means
-        log({"step": step, "held_out_loss": progress.held_out, **{f"held_out_{k}": v for k, v in means.items()}})
+        metrics_file.write(
+            {"step": step, "held_out_loss": progress.held_out, **{f"held_out_{k}": v for k, v in means.items()}}
+        )
         others = "".join(f", {name} {value:.4f}" for name, value in means.items())
         screen.note(f"step {step}: held-out loss {progress.held_out:.4f}{others}")
         if progress.best_held_out is None or progress.held_out < progress.best_held_out:
@@ -303,7 +300,7 @@ def train(
                 "tokens_per_second": round(tokens / seconds, 1),
                 "memory_gib": round(memory_gib(device), 3),
             }
-            log(metrics)
+            metrics_file.write(metrics)
             screen.update(metrics)
             if step % eval_every == 0 or step == total:
                 stopped_early = measure()

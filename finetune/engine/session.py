@@ -21,7 +21,6 @@ from finetune.durable import require_space
 from finetune.engine import loop
 from finetune.engine.job import Job
 from finetune.engine.optim import default_learning_rate
-from finetune.engine.tracking import Wandb
 from finetune.errors import BaseModelError, InputError
 from finetune.families.detect import Resolved, resolve
 from finetune.model import adapter
@@ -148,7 +147,7 @@ def run_loop(
 ) -> tuple[loop.Trained, dict[str, Any]]:
     """Train in the engine's loop, as `run_trainer` says. model: the session's model or a wrap of it."""
 
-    def in_loop(rate: float, tracker: Wandb | None) -> loop.Trained:
+    def in_loop(rate: float) -> loop.Trained:
         return loop.train(
             model,
             work,
@@ -158,7 +157,7 @@ def run_loop(
             compute=session.precision.compute,
             folder=job.work,
             title=job.name,
-            tracker=tracker,
+            tracking=job.tracking,
             make_screen=job.progress,
         )
 
@@ -174,14 +173,14 @@ def run_trainer(
     model: torch.nn.Module,
     total_steps: int,
     train: TrainSettings,
-    trainer: Callable[[float, Wandb | None], loop.Trained],
+    trainer: Callable[[float], loop.Trained],
     *,
     rate_factor: float = 1.0,
     keeps_best: bool = False,
 ) -> tuple[loop.Trained, dict[str, Any]]:
     """Announce, check the disk, and train with tracking.
 
-    trainer: (peak learning rate, tracker) -> what training left. rate_factor: multiplies the automatic learning rate.
+    trainer: peak learning rate -> what training left. rate_factor: multiplies the automatic learning rate.
     keeps_best: checkpoints hold a second set of weights. Returns what the trainer left and what was resolved.
     """
     weights = adapter.trainable(model)
@@ -204,16 +203,9 @@ def run_trainer(
         "trainable_parameters": count,
         "revision": job.base.revision,
     }
-    tracker = open_tracker(job, resolved)
-    failed = True
+    job.tracking.begin(resolved)
     torch.manual_seed(job.seed)
-    try:
-        trained = trainer(rate, tracker)
-        failed = False
-    finally:
-        if tracker is not None:
-            tracker.close(failed=failed)
-    return trained, resolved
+    return trainer(rate), resolved
 
 
 def save(job: Job, session: Session, words: Words) -> None:
@@ -264,17 +256,3 @@ def _disk_bytes(weights: Mapping[str, torch.nn.Parameter], train: TrainSettings,
     size = sum(parameter.numel() * parameter.element_size() for parameter in weights.values())
     moments = 0.5 if "8bit" in train.optimizer else 2.0
     return int(size * (1 + (1 + moments + keeps_best) * (train.keep_checkpoints + 1))) + 32 * 2**20
-
-
-def open_tracker(job: Job, resolved: Mapping[str, Any]) -> Wandb | None:
-    """The stage's Weights & Biases run, None where the recipe asks for none. resolved: goes into its configuration."""
-    if job.wandb is None:
-        return None
-    config = {"recipe": job.recipe_name, "stage": job.name, "fingerprint": job.fingerprint, **resolved}
-    return Wandb(
-        job.wandb,
-        name=f"{job.recipe_name}/{job.name}",
-        config=config,
-        folder=job.work,
-        run_id=f"{job.name}-{job.fingerprint[:12]}",
-    )

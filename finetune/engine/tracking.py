@@ -1,42 +1,176 @@
-"""Where metrics go: metrics.jsonl in the run folder always, Weights & Biases when the recipe asks for it."""
+"""Where metrics go: metrics.jsonl in the run folder always, and to the trackers that the recipe's `track` names.
+
+metrics.jsonl is the record. Every tracker is told its lines, each once: what a resumed stage does again is not told
+again, and a tracker that the recipe names only since the interruption is told the lines from before.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Protocol
 
-from finetune.errors import InputError
-from finetune.recipe.settings import WandbSettings
+from finetune.errors import InterruptedRunError
 
 Metrics = Mapping[str, float | int | str | None]
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, each with `step` (optimiser steps done)."""
+@dataclass(frozen=True)
+class End:
+    """How a stage ended. A finished one has results, what was resolved for it, and the folder of what it made."""
+
+    how: Literal["finished", "failed", "interrupted"]
+    results: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+class Tracker(Protocol):
+    """One place that a stage's metrics are shown in."""
+
+    def log(self, metrics: Metrics) -> None:
+        """A line of metrics.jsonl; several can have the same `step`."""
+
+    def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A table of what the model, or the data, says at a step; the rows have the same keys. It may take fewer."""
+
+    def close(self, end: End) -> None: ...
+
+
+Opener = Callable[[Mapping[str, Any]], Tracker]
+"""What was resolved for the stage (learning rate, steps, device …) -> its tracker, open."""
+
+
+class Tracking:
+    """A stage's trackers; without any, every call does nothing.
+
+    `with tracking:` around the stage closes them, as failed or interrupted where it ended so. They are opened by
+    `begin`, when the work is ready to start: an input error before it leaves no trace in them.
+    work: keeps, in tracked.jsonl, what each has been told.
+    """
+
+    def __init__(self, work: Path, openers: Mapping[str, Opener]) -> None:
+        self._told = _Told(work / "tracked.jsonl")
+        self._openers = dict(openers)
+        self._open: dict[str, Tracker] = {}
+        self._line = 0
+
+    def begin(self, resolved: Mapping[str, Any]) -> None:
+        """Open the trackers. Raises InputError where one is not installed, or not to be reached."""
+        for name, open_tracker in self._openers.items():
+            if name not in self._open:
+                self._open[name] = open_tracker(resolved)
+
+    def catch_up(self, lines: Sequence[Metrics]) -> None:
+        """The lines that metrics.jsonl has at the start: all that a resumed stage does not do again."""
+        self._line = len(lines)
+        for name, tracker in self._open.items():
+            for number in range(self._told.lines(name), len(lines)):
+                self._told.add({"tracker": name, "lines": number + 1})
+                tracker.log(lines[number])
+
+    def log(self, metrics: Metrics) -> None:
+        """The next line of metrics.jsonl."""
+        self._line += 1
+        for name, tracker in self._open.items():
+            if self._line > self._told.lines(name):
+                # First: a kill between the two leaves a point out, where the other order could tell it twice.
+                self._told.add({"tracker": name, "lines": self._line})
+                tracker.log(metrics)
+
+    def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Show a table of samples, unless an earlier session has shown that of this step. rows: read where needed."""
+        wanted = [key for key in self._open if step > self._told.step(key, name)]
+        taken = list(rows) if wanted else []
+        for key in wanted:
+            self._told.add({"tracker": key, "samples": name, "step": step})
+            self._open[key].samples(name, step, taken)
+
+    def finish(self, results: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> None:
+        """The stage is done and proven: its results, what was resolved for it, and the folder of what it made."""
+        self.begin(resolved)  # a stage without steps has not
+        self._close(End("finished", results, resolved, folder))
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
+        self._close(End("interrupted" if stopped else "failed"))
+
+    def _close(self, end: End) -> None:
+        while self._open:
+            _, tracker = self._open.popitem()
+            tracker.close(end)
+
+
+def no_tracking() -> Tracking:
+    """For a stage that nobody follows; metrics.jsonl is written all the same."""
+    return Tracking(Path(), {})
+
+
+class _Told:
+    """What each tracker has been told, by earlier sessions and this one: one line of JSON for each line and table."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._path = path
+        self._lines: dict[str, int] = {}
+        self._steps: dict[tuple[str, str], int] = {}
+        for mark in _whole_lines(path):
+            self._note(mark)
+
+    def lines(self, tracker: str) -> int:
+        """How many lines of metrics.jsonl."""
+        return self._lines.get(tracker, 0)
+
+    def step(self, tracker: str, samples: str) -> int:
+        """The step of the last table of this name, -1 before the first."""
+        return self._steps.get((tracker, samples), -1)
+
+    def add(self, mark: Mapping[str, Any]) -> None:
+        self._note(mark)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(mark) + "\n")
+
+    def _note(self, mark: Mapping[str, Any]) -> None:
+        if "lines" in mark:
+            self._lines[mark["tracker"]] = mark["lines"]
+        else:
+            self._steps[mark["tracker"], mark["samples"]] = mark["step"]
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, each with `step` (optimiser steps done). tracking: is told every line."""
+
+    def __init__(self, path: Path, tracking: Tracking | None = None) -> None:
+        self.path, self.tracking = path, tracking
 
     def rewind(self, step: int) -> None:
         """Drop what was logged after `step`: those steps will be done, and logged, again."""
-        if not self.path.is_file():
-            return
-        kept = 0
-        for line in self.path.read_bytes().splitlines(keepends=True):
-            try:
-                if json.loads(line)["step"] > step or not line.endswith(b"\n"):
-                    break
-            except (ValueError, KeyError):
-                break  # a line that a crash cut short
-            kept += len(line)
-        os.truncate(self.path, kept)  # needs no space, and a kill here loses nothing that is kept
+        if self.path.is_file():
+            kept = 0
+            for line in self.path.read_bytes().splitlines(keepends=True):
+                try:
+                    if json.loads(line)["step"] > step or not line.endswith(b"\n"):
+                        break
+                except (ValueError, KeyError):
+                    break  # a line that a crash cut short
+                kept += len(line)
+            os.truncate(self.path, kept)  # needs no space, and a kill here loses nothing that is kept
+        if self.tracking is not None:
+            self.tracking.catch_up(self.read())
 
     def write(self, metrics: Metrics) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
+        if self.tracking is not None:
+            self.tracking.log(metrics)
 
     def read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -44,53 +178,8 @@ class MetricsFile:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
 
-class Wandb:
-    """A Weights & Biases run. The key comes from `wandb login` or WANDB_API_KEY; it is never read or written here."""
-
-    def __init__(
-        self, settings: WandbSettings, *, name: str, config: Mapping[str, Any], folder: Path, run_id: str
-    ) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError("track.wandb: wandb is not installed: pip install 'finetune[wandb]'") from error
-        folder.mkdir(parents=True, exist_ok=True)
-        # A user who said "send nothing" in the environment is obeyed, whatever the recipe says.
-        told = os.environ.get("WANDB_MODE")
-        sends_less: dict[str | None, Literal["offline", "disabled"]] = {"offline": "offline", "disabled": "disabled"}
-        mode = sends_less.get(told, settings.mode)
-        try:
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                tags=list(settings.tags) or None,
-                name=name,
-                id=run_id,
-                resume="allow",
-                mode=mode,
-                dir=str(folder),
-                config=dict(config),
-                settings=wandb.Settings(
-                    silent=True,
-                    console="off",
-                    disable_git=True,
-                    save_code=False,
-                    x_disable_stats=True,
-                    x_disable_meta=True,  # host name, user name, paths and command line stay here
-                    x_disable_machine_info=True,
-                ),
-            )
-        except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            if isinstance(error, wandb.errors.CommError):
-                cure = "Is the server reachable, and the project yours? mode: offline needs neither"
-            else:
-                cure = "Log in with `wandb login`, or set mode: offline"
-            raise InputError(f"track.wandb: {reason}. {cure}") from error
-
-    def log(self, metrics: Metrics) -> None:
-        values = {key: value for key, value in metrics.items() if key != "step" and value is not None}
-        self._run.log(values, step=int(metrics["step"] or 0))
-
-    def close(self, *, failed: bool = False) -> None:
-        self._run.finish(exit_code=1 if failed else 0)
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, without a last line that a kill cut short."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -33,7 +33,7 @@ class Recipe(Settings):
     adapter: AdapterSettings = AdapterSettings()
     """The LoRA adapter that every stage trains."""
     track: TrackSettings = TrackSettings()
-    """Where metrics are sent besides the run folder."""
+    """Where metrics go besides metrics.jsonl in the run folder."""
     stages: Annotated[dict[Name, Stage], Field(min_length=1)]
     """The stages, each named by you; a stage reads only stages above it. A group of them can run in rounds."""
 

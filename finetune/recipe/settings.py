@@ -78,10 +78,18 @@ class WandbSettings(Settings):
     """Team or user; null = the account's own. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
     tags: list[Text] = []
     """Tags of the wandb run."""
+    samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Rows of each table of samples: held-out answers, kept answers, scored pairs. They are texts of your data and of the
+    model, so 0, the default, sends none."""
+    artifacts: Literal["none", "outputs"] = "none"
+    """outputs uploads what each stage made (the adapter with its tokenizer, or the kept rows) as an artifact, linked to
+    those it was made from. That is publishing to the project: none, the default, uploads no weights and no rows."""
 
 
 class TrackSettings(Settings):
-    """Where metrics are sent besides the run folder."""
+    """Where metrics go besides metrics.jsonl in the run folder."""
 
     wandb: WandbSettings | None = None
     """Send metrics to Weights & Biases. Absent = nothing is sent anywhere; metrics.jsonl is written in any case."""
+    tensorboard: StrictBool = False
+    """Write event files for TensorBoard into the run folder. Nothing is sent. Needs finetune[tensorboard]."""

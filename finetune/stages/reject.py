@@ -147,12 +147,11 @@ def _sample(task: Task) -> tuple[Journal, int]:
     if journal.done:
         job.say(f"goes on after {journal.done} of {total} chunks that are sampled already")
     own = {prompt.key for prompt in task.own}
-    metrics_file = MetricsFile(job.work / "metrics.jsonl")
+    job.tracking.begin({"samples": stage.samples})
+    metrics_file = MetricsFile(job.work / "metrics.jsonl", job.tracking)
     metrics_file.rewind(journal.done)
     tried = [line["metrics"] for line in islice(journal.read(), len(candidates))]
-    tracker = session.open_tracker(job, {"samples": stage.samples}) if journal.done < total else None
     progress = job.progress(job.name, total, journal.done)
-    failed = True
     try:
         with stop_on_signals() as stop:
             for index in range(journal.done, total):
@@ -176,18 +175,13 @@ def _sample(task: Task) -> tuple[Journal, int]:
                 metrics_file.write(metrics)  # before the journal: what a kill leaves here without its chunk is rewound
                 journal.append(line)
                 progress.update(metrics)
-                if tracker is not None:
-                    tracker.log(metrics)
                 if stop.received and index + 1 < total:
                     raise InterruptedRunError(
                         f"stopped by {stop.received} after chunk {index + 1} of {total}, which is saved. Run the same "
                         "command again to go on from there"
                     )
-        failed = False
     finally:
         progress.close()
-        if tracker is not None:
-            tracker.close(failed=failed)
     return journal, len(candidates)
 
 

@@ -30,7 +30,7 @@ from finetune.engine import loop, session
 from finetune.engine.batches import Rows, collate
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job
-from finetune.engine.tracking import MetricsFile, Wandb
+from finetune.engine.tracking import MetricsFile
 from finetune.errors import InputError, InterruptedRunError
 from finetune.model import adapter
 from finetune.recipe.learning_stages import DpoStage, RewardStage, SftStage, trl_adapter_problem
@@ -269,8 +269,8 @@ def _run(
             "a step that an epoch's rows do not fill is filled with rows of the next epoch (engine finetune does not)"
         )
 
-    def trained_by_trl(rate: float, tracker: Wandb | None) -> loop.Trained:
-        return _train(training, train, job, opened, words, rows, plan, rate, tracker)
+    def trained_by_trl(rate: float) -> loop.Trained:
+        return _train(training, train, job, opened, words, rows, plan, rate)
 
     with lent_to_trl(job, training.model):
         trained, resolved = session.run_trainer(
@@ -288,14 +288,13 @@ def _train(
     rows: NDArray[np.int64],
     plan: Plan,
     rate: float,
-    tracker: Wandb | None,
 ) -> loop.Trained:
     from datasets import Dataset
     from transformers import PrinterCallback
 
     found, warnings = newest_checkpoint(job.work / "checkpoints")
     step = 0 if found is None else found.step
-    metrics_file = MetricsFile(job.work / "metrics.jsonl")
+    metrics_file = MetricsFile(job.work / "metrics.jsonl", job.tracking)
     metrics_file.rewind(step if found is not None else -1)
     screen = job.progress(job.name, plan.steps, step)
     with closing(screen), stop_on_signals() as stop:
@@ -304,7 +303,7 @@ def _train(
         if found is not None:
             screen.note(f"resumed from the checkpoint of step {step}")
         held_out = None if training.held_out is None else Dataset.from_dict(training.held_out)
-        follow = Follow(plan, metrics_file, screen, tracker, stop, opened.device, measures=held_out is not None)
+        follow = Follow(plan, metrics_file, screen, stop, opened.device, measures=held_out is not None)
         trainer = training.trainer(
             model=training.model,
             args=_arguments(training, train, job, opened, plan, first=found is None),

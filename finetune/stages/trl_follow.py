@@ -17,7 +17,7 @@ from finetune.engine.interrupt import StopRequest
 from finetune.engine.loop import Progress
 from finetune.engine.progress import Progress as Screen
 from finetune.engine.progress import memory_gib
-from finetune.engine.tracking import MetricsFile, Wandb
+from finetune.engine.tracking import MetricsFile
 from finetune.errors import DivergedError
 
 _CLOCKS = ("epoch", "total_flos", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "num_tokens")
@@ -50,13 +50,12 @@ class Follow(TrainerCallback):
         plan: Plan,
         metrics: MetricsFile,
         screen: Screen,
-        tracker: Wandb | None,
         stop: StopRequest,
         device: torch.device,
         *,
         measures: bool,
     ) -> None:
-        self.plan, self.metrics, self.screen, self.tracker = plan, metrics, screen, tracker
+        self.plan, self.metrics, self.screen = plan, metrics, screen
         self.stop, self.device, self.measures = stop, device, measures
         self.began = time.monotonic()
         self.seconds = self.rate = 0.0
@@ -117,7 +116,7 @@ class Follow(TrainerCallback):
                 f"the loss of step {step} is {loss}, and TRL has gone on from it: the run ends here. A lower "
                 "learning_rate, or max_grad_norm, is the usual cure; engine finetune names the rows"
             )
-        self._log(line)
+        self.metrics.write(line)
         self.screen.update(line)
 
     def _held_out(self, step: int, logs: Mapping[str, Any]) -> None:
@@ -126,13 +125,8 @@ class Follow(TrainerCallback):
             for name, value in logs.items()
             if name not in (*_CLOCKS, "eval_loss", "eval_num_tokens")
         }
-        self._log({"step": step, "held_out_loss": float(logs["eval_loss"]), **others})
+        self.metrics.write({"step": step, "held_out_loss": float(logs["eval_loss"]), **others})
         self.screen.note(f"step {step}: held-out loss {logs['eval_loss']:.4f}")
-
-    def _log(self, line: Mapping[str, Any]) -> None:
-        self.metrics.write(line)
-        if self.tracker is not None:
-            self.tracker.log(line)
 
 
 def progress_of(lines: Sequence[Mapping[str, Any]]) -> Progress:

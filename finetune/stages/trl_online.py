@@ -28,7 +28,7 @@ from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job, Outcome
 from finetune.engine.prompts import check_prompts, open_prompts, proof_prompts
 from finetune.engine.rewards import Answer, Judge, open_judge
-from finetune.engine.tracking import MetricsFile, Wandb
+from finetune.engine.tracking import MetricsFile
 from finetune.errors import InputError, InterruptedRunError
 from finetune.recipe.learning_stages import trl_adapter_problem
 from finetune.recipe.sampling_stages import GrpoStage, RlooStage
@@ -152,7 +152,7 @@ class _Online:
             **arguments(stage.train, self.job, self.opened, self.plan.steps),
         )
 
-    def train(self, rate: float, tracker: Wandb | None) -> loop.Trained:
+    def train(self, rate: float) -> loop.Trained:
         """Train from the newest whole checkpoint, where there is one."""
         from datasets import Dataset
         from transformers import PrinterCallback
@@ -160,7 +160,7 @@ class _Online:
         job, model, steps = self.job, self.opened.model, self.plan.steps
         found, warnings = newest_checkpoint(job.work / "checkpoints")
         step = 0 if found is None else found.step
-        metrics_file = MetricsFile(job.work / "metrics.jsonl")
+        metrics_file = MetricsFile(job.work / "metrics.jsonl", job.tracking)
         metrics_file.rewind(step if found is not None else -1)
         tokenizer = trl_tokenizer(job, self.words, PromptTokenizer)
         tokenizer.prompts = self.prompts
@@ -178,7 +178,7 @@ class _Online:
                 args=self.config(),
                 train_dataset=Dataset.from_dict({"prompt": [str(number) for number in self.order]}),
                 processing_class=tokenizer,
-                callbacks=[Follow(self.plan, metrics_file, screen, tracker, stop, self.opened.device, measures=False)],
+                callbacks=[Follow(self.plan, metrics_file, screen, stop, self.opened.device, measures=False)],
                 optimizers=optimiser(model, self.stage.train, rate, steps),
             )
             trainer.remove_callback(PrinterCallback)

@@ -87,7 +87,6 @@ def lab(tmp_path_factory, tiny_base):
         base=plan.base,
         model=plan.recipe.model,
         adapter=plan.recipe.adapter,
-        wandb=None,
         inputs=folders,
         out=folder / "out",
         work=folder / "work",

@@ -18,17 +18,6 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
         _check_same_base(job, tmp_path)
 
 
-def test_wandb_mode_of_the_environment_only_ever_sends_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune.engine.tracking import Wandb
-    from finetune.recipe.settings import WandbSettings
-
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    run = Wandb(WandbSettings(project="p", mode="online"), name="n", config={}, folder=tmp_path, run_id="x")
-    run.log({"step": 1, "loss": 1.0})
-    run.close()
-    assert not list(tmp_path.rglob("*.wandb"))
-
-
 def test_room_for_the_best_weights_is_asked_for() -> None:
     """One weight of 4 MiB, 2 checkpoints kept: 1 final + 3 x (weights, two moments), and 3 more where best is kept."""
     import torch
