@@ -1,4 +1,4 @@
-"""Bars as inline SVG: lengths of rows, accuracy of slices. Light and dark by STYLE; each bar has its number beside it."""
+"""Bars as inline SVG: lengths of rows, accuracy of slices. Light and dark by STYLE; each has its number beside it."""
 
 from __future__ import annotations
 

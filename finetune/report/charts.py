@@ -20,6 +20,7 @@ class Chart:
     title: str
     y: str
     keys: tuple[tuple[str, str], ...]
+    from_zero: bool = False
 
 
 def _two(title: str, y: str, key: str, trained: str = "trained on") -> Chart:
@@ -37,8 +38,8 @@ MAIN = (
     _two("Answer length", "tokens", "answer_tokens", "sampled"),
     Chart("Entropy", "nats a token", (("entropy", "sampled"),)),
     Chart("Learning rate", "rate", (("learning_rate", "learning rate"),)),
-    Chart("Speed", "tokens a second", (("tokens_per_second", "training"),)),
-    Chart("Peak memory", "GiB", (("memory_gib", "memory"),)),
+    Chart("Speed", "tokens a second", (("tokens_per_second", "tokens a second"),), True),
+    Chart("Peak memory", "GiB", (("memory_gib", "memory"),), True),
 )
 MORE = (
     Chart("Implicit rewards", "reward", (("reward_chosen", "better answers"), ("reward_rejected", "worse answers"))),
@@ -81,7 +82,7 @@ def over_each_other(logs: Mapping[str, tuple[Log, Mapping[str, Any]]]) -> Html:
             lines = {name: points(key, log, manifest) for name, (log, manifest) in logs.items()}
             if sum(len(line) > 1 for line in lines.values()) == len(lines):
                 about = f" ({called})" if len(chart.keys) > 1 else ""
-                drawn.append(curve(lines, title=chart.title + about, x="step", y=chart.y))
+                drawn.append(curve(lines, title=chart.title + about, x="step", y=chart.y, from_zero=chart.from_zero))
                 break
     return join(drawn)
 
@@ -102,7 +103,7 @@ def _draw(chart: Chart, log: Log, manifest: Mapping[str, Any]) -> Html | None:
     lines = {name: found for key, name in chart.keys if (found := points(key, log, manifest))}
     if not any(len(found) > 1 for found in lines.values()) or _is_flat(lines):
         return None
-    return curve(lines, title=chart.title, x="step", y=chart.y)
+    return curve(lines, title=chart.title, x="step", y=chart.y, from_zero=chart.from_zero)
 
 
 def _is_flat(lines: Mapping[str, Sequence[tuple[float, float]]]) -> bool:

@@ -31,8 +31,8 @@ _FALLBACK = ("#1a6fb5", "#c05315", "#2c7a4b", "#7d4fa8")
 """Of lines where STYLE is not on the page: as in its light half."""
 
 
-def curve(lines: Mapping[str, Points], *, title: str, x: str, y: str) -> Html:
-    """Lines of (x, y) points over common axes. x, y: names of the axes, with units.
+def curve(lines: Mapping[str, Points], *, title: str, x: str, y: str, from_zero: bool = False) -> Html:
+    """Lines of (x, y) points over common axes. x, y: names of the axes, with units. from_zero: 0 is on the y axis.
 
     Values that are not finite are left out, and the picture says how many. No points at all: a picture that says so.
     """
@@ -50,7 +50,7 @@ def curve(lines: Mapping[str, Points], *, title: str, x: str, y: str) -> Html:
     if lost:
         inside.append(f'<text class="ft-quiet" x="{LEFT}" y="{top - 10}">{lost:,} values are not finite</text>')
     if kept:
-        inside += _plot(kept, top, x, y)
+        inside += _plot(kept, top, x, y, from_zero)
     else:
         inside.append(f'<text class="ft-quiet" x="{LEFT}" y="{top + PLOT / 2:.0f}">no values</text>')
     told = text(f"{title}: {_told(kept, x)}")
@@ -114,9 +114,10 @@ def _range(values: Sequence[float], margin: float) -> tuple[float, float]:
     return low - (high - low) * margin, high + (high - low) * margin
 
 
-def _plot(lines: Mapping[str, Points], top: float, x: str, y: str) -> list[str]:
+def _plot(lines: Mapping[str, Points], top: float, x: str, y: str, from_zero: bool) -> list[str]:
     left, right = _range([point[0] for points in lines.values() for point in points], 0.02)
-    low, high = _range([point[1] for points in lines.values() for point in points], 0.05)
+    values = [point[1] for points in lines.values() for point in points]
+    low, high = _range([*values, 0.0] if from_zero else values, 0.05)
     bottom, across = top + PLOT, WIDTH - LEFT - RIGHT
 
     def place(point: tuple[float, float]) -> tuple[float, float]:

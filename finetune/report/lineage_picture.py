@@ -15,7 +15,7 @@ from finetune.errors import InputError
 from finetune.plan.manifest import read_manifest
 from finetune.recipe.references import references
 from finetune.report.pieces import Html, text
-from finetune.report.words import capital, figures, kind_in_words
+from finetune.report.words import capital, figures, kind_in_short
 
 Manifest = Mapping[str, Any]
 
@@ -145,7 +145,7 @@ def graph(manifests: Sequence[Manifest], marked: str | None = None) -> tuple[lis
         main = figures(one)[:1]
         result = f"{capital(main[0].name)} {main[0]}" if main else ""
         name = str(one.get("stage") or one.get("name") or one.get("kind"))
-        about = ", ".join(filter(None, [kind_in_words(one), *words]))
+        about = ", ".join(filter(None, [kind_in_short(one), *words]))
         nodes.append(Node(name, about, result, mark=marked is not None and fingerprint == marked))
     return nodes, edges
 

@@ -44,9 +44,7 @@ def number(value: float) -> str:
     """Four significant digits: 1,234, 0.02353, 2e-05. What is not finite is said."""
     if not math.isfinite(value):
         return "not finite"
-    if abs(value) >= 10_000 or (value == int(value) and abs(value) >= 1000):
-        return f"{value:,.0f}"
-    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def join(pieces: Iterable[str]) -> Html:

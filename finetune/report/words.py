@@ -36,13 +36,22 @@ class Figure:
     unit: str = ""
 
     def __str__(self) -> str:
-        change = "" if self.before is None else f"{number(self.before)} → "
-        return f"{change}{number(self.after)}"
+        return self.told(self.after) if self.before is None else f"{self.told(self.before)} → {self.told(self.after)}"
+
+    def told(self, value: float) -> str:
+        """A value of this figure as text: shares as percentages."""
+        return percent(value) if self.name.endswith("accuracy") else number(value)
 
 
 def kind_in_words(manifest: Mapping[str, Any]) -> str:
     kind = str(manifest.get("kind", "run"))
     return KINDS.get(kind, kind)
+
+
+def kind_in_short(manifest: Mapping[str, Any]) -> str:
+    """As `kind_in_words`, but the well-known abbreviation where there is one."""
+    kind = str(manifest.get("kind", "run"))
+    return kind.upper() if kind in ("dpo", *ONLINE) else kind_in_words(manifest)
 
 
 def capital(words: str) -> str:
@@ -104,7 +113,7 @@ def result(manifest: Mapping[str, Any]) -> str:
     if kind == "reward" and (report := manifest.get("held_out_report")):
         return (
             f"Of {report['pairs']:,} held-out pairs it gives the better answer the higher score in "
-            f"{_percent(report['accuracy'])} (95 % interval {_percent(report['low'])} to {_percent(report['high'])}); "
+            f"{percent(report['accuracy'])} (95 % interval {percent(report['low'])} to {percent(report['high'])}); "
             f"the mean gap is {number(report['mean_gap'])}."
         )
     if kind in ONLINE and "reward" in found:
@@ -117,17 +126,16 @@ def result(manifest: Mapping[str, Any]) -> str:
         best = figures(manifest)[0]
         samples = max(metrics["best_of"], key=int)
         return (
-            f"One sampled answer scores {number(best.before or 0.0)} on average, the best of {samples} "
+            f"One sampled answer scores {number(best.before or 0.0)} on average, the best of {samples} scores "
             f"{number(best.after)}. {metrics.get('kept', 0):,} rows were kept of {metrics.get('prompts', 0):,} prompts."
         )
     if kind == "average":
         return f"The mean of {metrics.get('adapters', 'several')} adapters; nothing was trained."
     if kind == "dpo" and "accuracy" in found:
+        loss = f"; the held-out loss {_moved(found['loss'])}" if "loss" in found else ""
         return (
-            f"On held-out comparisons the share in which it favours the better answer more than its reference does "
-            f"{_moved(found['accuracy'])}; the loss {_moved(found['loss'])}."
-            if "loss" in found
-            else f"On held-out comparisons the accuracy {_moved(found['accuracy'])}."
+            f"In {percent(found['accuracy'].after)} of the held-out comparisons it favours the better answer more than "
+            f"its reference does{loss}."
         )
     if "loss" in found:
         return f"On rows that it was not trained on the loss {_moved(found['loss'])} {_loss_unit(manifest)}."
@@ -160,5 +168,6 @@ def _loss_unit(manifest: Mapping[str, Any]) -> str:
     return "nats a token" if manifest.get("kind") == "sft" else ""
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in [0, 1] as 97.4 %."""
     return f"{100 * share:.1f} %"
