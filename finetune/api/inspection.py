@@ -1,0 +1,168 @@
+"""A stage's rows as the model will see them: tokens with their mask, lengths, and what is left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from finetune.data.look import LookedAt, Prepared, choose_stage, look_at, prepare_stage, spoken
+from finetune.data.prepare_prompts import PreparedPrompts
+from finetune.notebook.page import boxed, heading
+from finetune.plan.plan import make_plan, stages_read
+from finetune.quiet import calm_libraries, quiet_libraries
+from finetune.recipe.data_settings import DataSource
+from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.references import row_sources
+from finetune.recipe.schema import Stage
+from finetune.report.pieces import Html, join, table, text
+
+_BAR = 40
+Pieces = Sequence[tuple[str, bool, bool]]
+"""(text, trained, a special token)."""
+
+
+@dataclass(frozen=True, repr=False)
+class Inspection:
+    """What a stage will train on.
+
+    stage, kind: of what. rows: the rows that are shown. lengths: (from, to, how many) tokens of what is trained on.
+    left_out: rows by the reason they are left out, each with where the first stand. said: the data in a few lines.
+    """
+
+    stage: str
+    kind: str
+    rows: Sequence[LookedAt]
+    lengths: Sequence[tuple[int, int, int]]
+    left_out: Mapping[str, tuple[int, Sequence[str]]]
+    said: Sequence[str]
+    _spoken: Sequence[Sequence[Pieces]]
+
+    def __repr__(self) -> str:
+        lines = [f"stage {self.stage} ({self.kind})", *self.said]
+        most = max((count for _, _, count in self.lengths), default=0)
+        lines += ["by length in tokens:"] if most else []
+        lines += [
+            f"  {low:>7,} - {high:<7,} {'█' * round(_BAR * count / most)} {count:,}"
+            for low, high, count in self.lengths
+        ]
+        lines += ["", "⟦trained⟧ / not trained"] if self.rows else []
+        for row, parts in zip(self.rows, self._spoken, strict=True):
+            lines += ["", f"row {row.number}  {self._about(row)}"]
+            for part, pieces in zip(row.parts, parts, strict=True):
+                lines += [f"-- {part.name}: {len(part.ids):,} tokens"] if part.name and part.ids else []
+                lines += [_bracketed(pieces)] if part.ids else []
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lost = [(why, rows, "; ".join(first[:3])) for why, (rows, first) in self.left_out.items()]
+        return boxed(
+            heading(f"{self.stage} ({self.kind})"),
+            *(Html(f'<p class="ft-quiet" style="margin:0">{text(line)}</p>') for line in self.said),
+            table(("left out because", "rows", "the first"), lost, numeric=(1,)) if lost else "",
+            _histogram(self.lengths),
+            Html(f'<p><span style="{_TRAINED}">trained</span> <span class="ft-quiet">not trained</span></p>')
+            if self.rows
+            else "",
+            *(self._row(row, parts) for row, parts in zip(self.rows, self._spoken, strict=True)),
+        )
+
+    def _row(self, row: LookedAt, parts: Sequence[Pieces]) -> Html:
+        turns = [f'<div class="ft-turn"><span class="ft-name">row {row.number} · {text(self._about(row))}</span></div>']
+        for part, pieces in zip(row.parts, parts, strict=True):
+            if part.ids:
+                name = f'<span class="ft-name">{text(part.name)}</span>' if part.name else ""
+                turns.append(f'<div class="ft-turn">{name}<p class="ft-said">{_coloured(pieces)}</p></div>')
+        return Html(f'<article class="ft-sample">{"".join(turns)}</article>')
+
+    def _about(self, row: LookedAt) -> str:
+        words = [row.where, f"{row.tokens:,} tokens, {row.trained:,} trained", row.about]
+        words += [f"LEFT OUT: {row.left_out}"] if row.left_out else []
+        return ", ".join(word for word in words if word)
+
+
+_TRAINED = "background:var(--ft-after);border-radius:2px"
+
+
+def inspect_stage(loaded: LoadedRecipe, name: str | None, count: int, runs: Path) -> Inspection:
+    """Look at a stage's data. name: None = the first with data. Raises InputError."""
+    quiet_libraries()
+    calm_libraries()
+    name, stage = choose_stage(loaded, name)
+    lines: list[str] = []
+    cache = runs / ".cache" if runs.is_dir() else None  # looking at data makes no folder for runs
+    outputs = _finished(loaded, stage, runs)
+    prepared, tokenizer = prepare_stage(loaded, stage, stage_outputs=outputs, cache=cache, say=lines.append)
+    rows = look_at(prepared, count)
+    return Inspection(
+        stage=name,
+        kind=stage.kind,
+        rows=rows,
+        lengths=_lengths(prepared),
+        left_out=_left_out(prepared),
+        said=lines,
+        _spoken=[[list(spoken(part, tokenizer)) for part in row.parts] for row in rows],
+    )
+
+
+def _finished(loaded: LoadedRecipe, stage: Stage, runs: Path) -> dict[str, Path]:
+    """Folders of the finished stages that the stage reads rows of; no plan is made where it reads none."""
+    sources: list[DataSource] = [source for _, source in row_sources(stage)]
+    if not any(source.stage for source in sources):
+        return {}
+    plan = make_plan(loaded, runs)
+    read = stages_read(stage, set(loaded.recipe.stages))
+    return {name: plan.stage(name).folder for name in read if plan.stage(name).state == "done"}
+
+
+def _lengths(prepared: Prepared) -> list[tuple[int, int, int]]:
+    if isinstance(prepared, PreparedPrompts):
+        found: Any = prepared.report["lengths"]
+        edges, counts = found["edges"], found["counts"]
+    else:
+        edges, counts = prepared.report.lengths.edges, prepared.report.lengths.counts
+    bins = [(max(low, 1), high - 1, count) for (low, high), count in zip(pairwise(edges), counts, strict=True)]
+    while bins and not bins[0][2]:
+        bins.pop(0)
+    return bins
+
+
+def _left_out(prepared: Prepared) -> dict[str, tuple[int, Sequence[str]]]:
+    if isinstance(prepared, PreparedPrompts):
+        return {why: (lost["rows"], lost["first"]) for why, lost in prepared.report["dropped"].items()}
+    return {why: (lost.rows, lost.first) for why, lost in prepared.report.dropped.items()}
+
+
+def _bracketed(pieces: Pieces) -> str:
+    shown, open_ = "", False
+    for words, trained, _ in pieces:
+        shown += ("⟦" if trained and not open_ else "") + ("⟧" if open_ and not trained else "") + words
+        open_ = trained
+    return shown + ("⟧" if open_ else "")
+
+
+def _coloured(pieces: Pieces) -> Html:
+    return Html("".join(_span(*piece) for piece in pieces))
+
+
+def _span(words: str, trained: bool, special: bool) -> str:
+    style = ([_TRAINED] if trained else []) + (["font-weight:600;font-size:.85em"] if special else [])
+    quiet = "" if trained else ' class="ft-quiet"'
+    return f'<span{quiet} style="{";".join(style)}">{text(words)}</span>'
+
+
+def _histogram(lengths: Sequence[tuple[int, int, int]]) -> Html:
+    if not lengths:
+        return Html("")
+    most = max(count for _, _, count in lengths)
+    bars = [
+        (f"{low:,} - {high:,}", count, Html(f'<span style="{_bar(count / most)}"></span>'))
+        for low, high, count in lengths
+    ]
+    return join([table(("tokens", "rows", ""), bars, caption="by length in tokens", numeric=(1,))])
+
+
+def _bar(share: float) -> str:
+    return f"display:inline-block;height:.8em;width:{12 * share:.2f}rem;background:var(--ft-1)"

@@ -1,0 +1,1 @@
+"""What only notebooks need: whether there is one, its pages, and a display that lives while a recipe runs."""
