@@ -46,7 +46,7 @@ def write_answers(
         folders = {run_name(*start): start[0], **folders}
     is_adapter = (run / "adapter_config.json").is_file()
     names = [*([BASE] if is_adapter else []), *folders]
-    measurement = Measurement(run, "answers", data=asked.record, settings={**asdict(settings), "names": names})
+    measurement = Measurement(run, "answers", data=asked.record, settings={**asdict(settings), "names": names}, say=say)
     found = write_replies(folders, names, asked.asked, settings, measurement, base=base, say=say)
     rows: list[dict[str, Any]] = []
     for index, prompt in enumerate(asked.asked):

@@ -7,9 +7,10 @@ nothing under the name of an evaluation before it is whole.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from finetune.errors import InputError
 from finetune.plan.evaluations import FOLDER, Evaluation, Task, keep_evaluation
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.release.lineage import key_of
+
+Say = Callable[[str], None]
 
 
 class Measurement:
@@ -31,7 +34,9 @@ class Measurement:
         data: Mapping[str, Any],
         settings: Mapping[str, Any],
         against: Mapping[str, Any] | None = None,
+        say: Say,
     ) -> None:
+        self._say = say
         self.run, self.task = run, task
         self.data, self.settings, self.against = dict(data), dict(settings), against
         self._began = time.monotonic()
@@ -53,7 +58,10 @@ class Measurement:
         """Write the evaluation into the run, and remove the journal."""
         seconds = round(time.monotonic() - self._began, 1)
         found = Evaluation(self.task, self.data, self.settings, results, rows, self.against, seconds)
-        keep_evaluation(self.run, found)
+        if not os.access(self.run, os.W_OK):  # a shared folder of finished runs
+            self._say(f"{self.run} cannot be written: the evaluation is not kept in it")
+            return found
+        self._say(f"kept in {keep_evaluation(self.run, found)}")
         shutil.rmtree(self._work, ignore_errors=True)
         return found
 

@@ -24,7 +24,7 @@ from finetune.data.gather import gather
 from finetune.data.prepare import prepare_sft
 from finetune.data.prepare_preference import prepare_comparisons
 from finetune.data.prepare_prompts import prepare_prompts
-from finetune.data.sources import READ_EXAMPLES, READ_JUDGED, READ_PROMPTS, READ_RANKINGS, read_source
+from finetune.data.sources import READ_EXAMPLES, READ_JUDGED, READ_PROMPTS, READ_RANKINGS, content_key, read_source
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import DataError, InputError
 from finetune.families.detect import resolve
@@ -133,7 +133,8 @@ def _held_out(
         reading = READ_JUDGED if judged else READ_RANKINGS
         rows = {row.origin: row.comparison.prompt for row in _rows(reading, stage, given)}
         origins = dict.fromkeys(compared.origins[number] for number in compared.held_out.rows.origin)
-        return list(dict.fromkeys(rows[origin] for origin in origins))
+        prompts = [rows[origin] for origin in origins]
+        return list({content_key(prompt): prompt for prompt in prompts}.values())  # two comparisons of one prompt
     if isinstance(stage, SftStage):
         prepared = prepare_sft(stage, cache=None, refuse=False, **given)
         if prepared.held_out is None:

@@ -87,18 +87,21 @@ def evaluate(
     base: str | None = None,
     data_format: DataFormat = "auto",
     slices: Sequence[str] = (),
+    limit: int | None = None,
+    bare: bool = False,
     say: Say,
 ) -> Evaluation:
     """Score a file with the finished run in `folder`. base: a folder or hub id, None = where the run had it.
 
-    slices: columns of comparisons to report accuracy by. Raises InputError and its kinds, DivergedError.
+    slices: columns of comparisons to report accuracy by. limit: at most so many rows, drawn from the file. bare: the
+    loss of the run's base without its adapter. Raises InputError and its kinds, DivergedError.
     """
     check_files(folder, manifest)
     is_reward = manifest["kind"] == "reward"
     model, files = find_base(folder, manifest, base, say)
     tokenizer = Tokenizer.load(files.folder)
     family = resolve(files.config, tokenizer.special_tokens, manifest["family"]["template"]).family
-    answers = read_answers(data, data_format, manifest, family, tokenizer, slices=slices, say=say)
+    answers = read_answers(data, data_format, manifest, family, tokenizer, slices=slices, limit=limit, say=say)
     longest = int(answers.rows.lengths.max())
     if longest > model.max_length:
         count = int((answers.rows.lengths > model.max_length).sum())
@@ -118,15 +121,15 @@ def evaluate(
             def scores_of(batch: TokenBatch) -> torch.Tensor:
                 return reward.scores(ragged_hidden(decoder, batch.ids_T, batch.layout), batch.last_B)
 
-            return _scored(answers, _measure(answers, scores_of, device, say))
-        adapted = open_adapter(loaded, folder).eval()
-        decoder, head = adapted.get_base_model().model, adapted.get_base_model().lm_head
+            return _scored(answers, measure(answers, scores_of, device, say))
+        writer = loaded if bare else open_adapter(loaded, folder).eval().get_base_model()
+        decoder, head = writer.model, writer.lm_head
 
         def losses_of(batch: TokenBatch) -> torch.Tensor:
             logps_N = token_logprobs(batch, decoder, head, ragged_hidden)
             return torch.zeros(len(batch.rows), device=device).index_add(0, batch.row_N, -logps_N)
 
-        return _losses(answers, _measure(answers, losses_of, device, say))
+        return _losses(answers, measure(answers, losses_of, device, say))
 
 
 def read_answers(
@@ -137,6 +140,7 @@ def read_answers(
     tokenizer: Tokenizer,
     *,
     slices: Sequence[str],
+    limit: int | None = None,
     say: Say,
 ) -> Answers:
     """The file's rows as tokens of the run's template. Raises DataError with file and line."""
@@ -144,7 +148,7 @@ def read_answers(
     system = manifest["recipe"]["model"]["system"]
     is_reward = manifest["kind"] == "reward"
     kind = _kind(path, data_format) if is_reward else EXAMPLES
-    source = DataSource(path=str(path), format=data_format)
+    source = DataSource(path=str(path), format=data_format, take=limit)
 
     def tokens(groups: Sequence[Sequence[tuple[bytes, Example]]], taken: Taken[Any]) -> tuple[TokenRows, Any]:
         return tokens_of(
@@ -218,7 +222,7 @@ def _check_columns(slices: Sequence[str], rows: Sequence[ComparisonRow]) -> None
         raise InputError(f"--slice: no row has a column '{missing[0]}'; there are {', '.join(sorted(there)) or 'none'}")
 
 
-def _measure(
+def measure(
     answers: Answers, function: Callable[[TokenBatch], torch.Tensor], device: torch.device, say: Say
 ) -> NDArray[np.float64]:
     """function of all answers, [N]; answers to one prompt share it."""
