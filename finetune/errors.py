@@ -27,6 +27,10 @@ class FinetuneError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the message says all that helps."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class InputError(FinetuneError):
     exit_code = 2
