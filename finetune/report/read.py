@@ -57,6 +57,11 @@ class FinishedRun:
     def fingerprint(self) -> str:
         return str(self.manifest.get("fingerprint", ""))
 
+    @property
+    def answered(self) -> bool:
+        """Whether an evaluation has its answers to some prompts."""
+        return any(evaluation.task == "answers" and evaluation.rows for evaluation in self.evaluations)
+
 
 def read_run(folder: Path) -> FinishedRun:
     """Read a finished run. Raises InputError where the folder has no manifest, or one that cannot be read."""

@@ -1,0 +1,143 @@
+"""What two runs differ in, as plain values: settings key by key, data, environment, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from finetune.plan.evaluations import Evaluation
+from finetune.recipe.positions import KeyPath, key_path_text
+from finetune.report.read import FinishedRun
+from finetune.report.words import Figure, figures
+
+Difference = tuple[str, Any, Any]
+"""(what, in the first, in the second); a value that one of them has not is MISSING."""
+MISSING = "(none)"
+
+
+def flat(value: Any, path: KeyPath = ()) -> dict[str, Any]:
+    """Every value of plain data by its key path: {"train.epochs": 2.0, "data[0].path": …}. Empty ones count."""
+    entries: Iterator[tuple[str | int, Any]]
+    if isinstance(value, Mapping) and value:
+        entries = ((str(key), entry) for key, entry in value.items())
+    elif isinstance(value, list) and value:
+        entries = iter(enumerate(value))
+    else:
+        return {key_path_text(path): value}
+    found: dict[str, Any] = {}
+    for key, entry in entries:
+        found |= flat(entry, (*path, key))
+    return found
+
+
+def between(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
+    """The keys of flat data whose values differ, in their order."""
+    names = dict.fromkeys([*first, *second])
+    return [
+        (name, first.get(name, MISSING), second.get(name, MISSING))
+        for name in names
+        if first.get(name, MISSING) != second.get(name, MISSING)
+    ]
+
+
+def recipe_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
+    """Of two manifests' recipes what is the same for all stages: seed, base, adapter."""
+    parts = ("name", "seed", "model", "adapter")
+    both = [
+        flat({key: (one.get("recipe") or {})[key] for key in parts if key in (one.get("recipe") or {})})
+        for one in (first, second)
+    ]
+    found = between(*both)
+    contents = [str((one.get("base") or {}).get("digest")) for one in (first, second)]
+    if contents[0] != contents[1] and not any(name.startswith("model.base") for name, _, _ in found):
+        found.append(("the base's content", contents[0][:19], contents[1][:19]))
+    return found
+
+
+def stage_differences(first: FinishedRun, second: FinishedRun) -> list[Difference]:
+    """Settings of the stage, and the runs that it read."""
+    found = between(*(flat(run.manifest.get("settings") or {}) for run in (first, second)))
+    read = [
+        {f"{name}, which it reads": value[:12] for name, value in (run.manifest.get("inputs") or {}).items()}
+        for run in (first, second)
+    ]
+    return found + between(read[0], read[1])
+
+
+def data_differences(first: FinishedRun, second: FinishedRun) -> list[Difference]:
+    """Sources by name and content, and counts."""
+    return between(*(_data(run.manifest.get("data") or {}) for run in (first, second)))
+
+
+def environment_differences(first: FinishedRun, second: FinishedRun) -> list[Difference]:
+    found = [run.manifest.get("environment") or {} for run in (first, second)]
+    return between(*({**flat({k: v for k, v in one.items() if k != "libraries"}), **_libraries(one)} for one in found))
+
+
+def figures_of_both(first: FinishedRun, second: FinishedRun) -> list[tuple[Figure | None, Figure | None]]:
+    """The main results of both, the same figure together."""
+    left, right = ({figure.name: figure for figure in figures(run.manifest)} for run in (first, second))
+    return [(left.get(name), right.get(name)) for name in dict.fromkeys([*left, *right])]
+
+
+def metrics_of_both(first: FinishedRun, second: FinishedRun) -> list[tuple[str, float | None, float | None]]:
+    """Every number that the stages measured, by name."""
+    left, right = (_numbers(flat(run.manifest.get("metrics") or {})) for run in (first, second))
+    return [(name, left.get(name), right.get(name)) for name in dict.fromkeys([*left, *right])]
+
+
+def evaluations_of_both(first: FinishedRun, second: FinishedRun) -> list[tuple[Evaluation, Evaluation]]:
+    """The newest evaluations of both that measured the same: equal in task, data and settings."""
+    left, right = ({_measured(one): one for one in run.evaluations if one.task != "answers"} for run in (first, second))
+    return [(left[key], right[key]) for key in left if key in right]
+
+
+def answers_of_both(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Prompts that both runs have answered in evaluations, with the two answers under `names`."""
+    left, right = (_answers(run) for run in (first, second))
+    return [{**left[key][0], names[0]: left[key][1], names[1]: right[key][1]} for key in left if key in right]
+
+
+def _answers(run: FinishedRun) -> dict[str, tuple[dict[str, Any], str]]:
+    """(prompt and messages, the run's own answer) by what was asked; newer ones over older ones."""
+    found = {}
+    for evaluation in run.evaluations:
+        if evaluation.task != "answers":
+            continue
+        names = [name for name in evaluation.results.get("names") or () if name != "base"]
+        own = run.stage if run.stage in names else names[-1] if names else ""
+        for row in evaluation.rows:
+            if isinstance(row.get(own), str):
+                asked = {key: row[key] for key in ("prompt", "messages") if row.get(key)}
+                drawn = {key: value for key, value in evaluation.settings.items() if key != "names"}
+                found[f"{asked} {drawn}"] = (asked, str(row[own]))
+    return found
+
+
+def _measured(evaluation: Evaluation) -> str:
+    """What was measured, whoever it was measured of."""
+    settings = {key: value for key, value in evaluation.settings.items() if key != "names"}
+    data = evaluation.data.get("digest") or evaluation.data.get("name")
+    return str((evaluation.task, data, sorted(flat(settings).items(), key=str), evaluation.against))
+
+
+def _data(found: Mapping[str, Any]) -> dict[str, Any]:
+    counts = {key.replace("_", " "): value for key, value in found.items() if isinstance(value, int)}
+    sources = {}
+    for held_out in ("sources", "held_out_sources"):
+        for source in found.get(held_out) or ():
+            name = f"{source.get('source')}{' (held out)' if held_out != 'sources' else ''}"
+            sources[name] = f"{source.get('used'):,} rows of content {str(source.get('digest'))[-12:]}"
+    return {**sources, **counts, **flat({"left out": found.get("dropped") or {}})}
+
+
+def _libraries(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(environment.get("libraries") or {})
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
