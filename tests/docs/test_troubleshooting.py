@@ -28,7 +28,7 @@ def said() -> tuple[str, ...]:
 
 
 def messages() -> list[str]:
-    return [line for block in blocks(PAGE) if block.language == "message" for line in block.code.splitlines() if line]
+    return [line for block in blocks(PAGE) if block.language == "output" for line in block.code.splitlines() if line]
 
 
 def is_said(message: str) -> bool:
