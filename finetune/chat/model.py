@@ -50,6 +50,10 @@ Asked = Dialog | Completion | Text
 """What can be asked: a conversation, a prompt (of a chat family a question), or raw text to go on with as it is."""
 
 
+class PromptTooLongError(InputError):
+    """What is asked leaves no room for an answer."""
+
+
 @dataclass(frozen=True)
 class Answering:
     """How answers are drawn. temperature 0 = greedy. samples: answers to each prompt. seed: of their draws."""
@@ -74,12 +78,16 @@ class Reply:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the answer that `name` is writing, its sample 0, 1, … reply: the whole of it, with the last piece."""
+    """A part of the answer that `name` is writing, its sample 0, 1, … reply: the whole of it, with the last piece.
+
+    tokens: of the answer up to here.
+    """
 
     name: str
     text: str
     reply: Reply | None = None
     sample: int = 0
+    tokens: int = 0
 
 
 @dataclass
@@ -110,7 +118,7 @@ class ChatModel:
         if len(ids) == 0:
             raise InputError("there is nothing to go on from: write something")
         if len(ids) >= self.room:
-            raise InputError(
+            raise PromptTooLongError(
                 f"the prompt has {len(ids):,} tokens and leaves no room for an answer: {self.room:,} is the most for "
                 "both. Begin a new conversation, or ask something shorter"
             )
@@ -169,13 +177,13 @@ class ChatModel:
                     del streams[name]
                 for sample, answer in ended.items():
                     reply = self._reply(prompt, answer)
-                    yield Piece(name, reply.text[len(told.get((name, sample), "")) :], reply, sample)
+                    yield Piece(name, reply.text[len(told.get((name, sample), "")) :], reply, sample, reply.tokens)
                 for sample, ids in writing.items():
                     text = self._text(prompt, np.array(ids, np.int64), False)
                     known = len(told.get((name, sample), ""))
                     if len(text) > known and not text.endswith("\N{REPLACEMENT CHARACTER}"):
                         told[name, sample] = text
-                        yield Piece(name, text[known:], None, sample)
+                        yield Piece(name, text[known:], None, sample, len(ids))
 
     def _text(self, prompt: Prompt, ids: NDArray[np.int64], finished: bool) -> str:
         family = self.family
