@@ -74,30 +74,26 @@ def moved(data: Mapping[str, Any], old: Path, new: Path) -> dict[str, Any]:
     def base(value: str) -> str:
         return path(value) if located(old, value).is_dir() or looks_like_path(value) else value
 
-    def hub(value: str) -> str:
-        if not value.startswith("."):
-            return value
+    def dotted(value: str) -> str:  # without the dot it could be a name, of a stage or on the hub
         there = path(value)
-        return there if there.startswith(".") else f"./{there}"  # without the dot it would be a name on the hub
+        return there if there.startswith((".", "/", "~")) else f"./{there}"
+
+    def hub(value: str) -> str:
+        return dotted(value) if value.startswith(".") else value
 
     def reference(value: str) -> str:
         is_stage = value in names or (value == "all" and not located(old, value).is_dir())
-        return value if is_stage else path(value)
+        return value if is_stage else dotted(value)
 
-    def rows(entries: Any) -> Any:
-        def entry(value: Any) -> Any:
-            if not isinstance(value, Mapping):
-                return _each(value, entry)
-            if set(value) == {"round"}:
-                return {"round": [rows(each) if isinstance(each, list) else entry(each) for each in value["round"]]}
-            own = {"path": path, "hub": hub}
-            return {key: _each(inner, own[key]) if key in own else inner for key, inner in value.items()}
-
-        return _each(entries, entry)
+    def row(value: Any) -> Any:
+        own = {"path": path, "hub": hub}
+        if not isinstance(value, Mapping):
+            return value
+        return {key: _each(inner, own[key]) if key in own else inner for key, inner in value.items()}
 
     def stage(content: Any) -> Any:
         for keys in ROW_LISTS:
-            content = _changed(content, keys, rows)
+            content = _changed(content, keys, lambda entries: _each(entries, row))
         for keys in REFERENCE_KEYS:
             content = _changed(content, keys, lambda value: _each(value, reference))
         return content
@@ -135,9 +131,11 @@ def _is_choice(value: Mapping[str, Any]) -> bool:
 
 
 def _changed(section: Any, keys: KeyPath | Sequence[str | int], change: Any) -> Any:
-    """A copy of the section with the value at the key path changed, where there is one."""
+    """A copy of the section with the value at the key path changed, where there is one; of all rounds' sections."""
     if not keys:
         return change(section)
+    if isinstance(section, Mapping) and set(section) == {"round"}:
+        return {"round": [_changed(each, keys, change) for each in section["round"]]}
     if not isinstance(section, Mapping) or section.get(keys[0]) is None:
         return section
     return {**section, keys[0]: _changed(section[keys[0]], keys[1:], change)}
