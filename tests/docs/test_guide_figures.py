@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from guides import read
 
+from finetune.engine.optim import default_learning_rate
 from finetune.plan.estimate import GIB, estimate
 from finetune.recipe.load import recipe_from_dict
 from finetune.recipe.schema import Recipe
@@ -94,3 +95,19 @@ def test_the_memory_of_fine_tuning_is_what_plan_computes(path: str) -> None:
             found = recipe(load_in)
             needed = estimate(BASES[size], found.model, found.adapter, found.stages["sft"]).memory / GIB
             assert figure in (f"{needed:.1f}", f"{needed:.0f}"), f"{size} {load_in}: {needed:.1f} GiB"
+
+
+def test_the_automatic_learning_rates_are_what_is_taken() -> None:
+    """docs/learning_rate.md: a table by the base's width, and what other kinds take of it at 8B."""
+    text = read("docs/learning_rate.md")
+    [written] = re.findall(r"^\| alpha 32 \| (.*) \|$", text, re.MULTILINE)
+    widths = (2048, 3072, 4096, 5120, 6656, 8192, 16384)
+    for rate, width in zip(written.split(" | "), widths, strict=True):
+        assert rate.replace("e-", "e-0") == f"{default_learning_rate(width, 32.0, 64, False):.1e}"
+    at_8b = default_learning_rate(4096, 32.0, 64, False)
+    for share, words in ((1 / 3, "a third"), (1 / 40, "a fortieth"), (1 / 30, "a thirtieth")):
+        [figure] = re.findall(rf"{words}(?: of it)? \((\de-\d) at 8B", text)
+        assert float(figure) == float(f"{at_8b * share:.0e}")
+    kinds = {"reward": "1 / 3", "dpo": "1 / 40", "ppo": "1 / 30", "trl_online": "1 / 30"}
+    for kind, factor in kinds.items():  # read, not imported: TRL and transformers would take ten seconds
+        assert f"\nRATE_FACTOR = {factor}\n" in read(f"finetune/stages/{kind}.py")
