@@ -40,6 +40,8 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "to
 _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """How torchrun, accelerate launch and the MPIs say how many processes they started."""
 _KEPT_FROM_WORK = ("metrics.jsonl", "wandb", "tensorboard")
+_LOGS_OF_WANDB = shutil.ignore_patterns("*.log", "logs", "tmp", "latest-run")
+"""Links to files that wandb writes to for as long as the process lives: a manifest cannot vouch for them."""
 
 
 class Screen(Protocol):
@@ -234,7 +236,7 @@ def _keep(work: Path, part: Path) -> None:
     for name in _KEPT_FROM_WORK:
         source = work / name
         if source.is_dir():
-            shutil.copytree(source, part / name, symlinks=True)
+            shutil.copytree(source, part / name, ignore=_LOGS_OF_WANDB)
         elif source.is_file():
             shutil.copyfile(source, part / name)
 

@@ -10,11 +10,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol
 
 from finetune.errors import InterruptedRunError
+from finetune.recipe.settings import MOST_SAMPLES
 
 Metrics = Mapping[str, float | int | str | None]
 
@@ -85,7 +87,7 @@ class Tracking:
     def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show a table of samples, unless an earlier session has shown that of this step. rows: read where needed."""
         wanted = [key for key in self._open if step > self._told.step(key, name)]
-        taken = list(rows) if wanted else []
+        taken = list(islice(rows, MOST_SAMPLES)) if wanted else []
         for key in wanted:
             self._told.add({"tracker": key, "samples": name, "step": step})
             self._open[key].samples(name, step, taken)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from finetune.durable import write_json
 from finetune.engine.lineage import Lineage
 from finetune.engine.tracking import End, Metrics
+from finetune.engine.wandb_file import wait_for_end
 from finetune.errors import InputError
 from finetune.recipe.settings import WandbSettings
 
@@ -108,6 +109,9 @@ class WandbTracker:
                 self._run.log_artifact(self._outputs(end.folder, end.results), aliases=["latest", self._version])
         self._run.summary.update({"ended": end.how})
         self._run.finish(exit_code=_EXIT_CODES[end.how])
+        for file in [] if self._run.disabled else Path(self._run.dir).parent.glob("*.wandb"):
+            if not wait_for_end(file):
+                self._say(f"wandb has not finished writing {file.name}: the end of it may be missing in the run folder")
 
     @property
     def _version(self) -> str:

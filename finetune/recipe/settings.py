@@ -16,6 +16,10 @@ Template = Literal[
 ]  # fmt: skip
 
 
+MOST_SAMPLES = 1000
+"""Rows of a table of samples that a tracker can be given: more, nobody reads."""
+
+
 class Settings(BaseModel):
     """Base of every recipe section: closed, frozen, strict."""
 
@@ -78,7 +82,7 @@ class WandbSettings(Settings):
     """Team or user; null = the account's own. The key comes from `wandb login` or WANDB_API_KEY, never from here."""
     tags: list[Text] = []
     """Tags of the wandb run."""
-    samples: Annotated[int, Field(ge=0, le=1000)] = 0
+    samples: Annotated[int, Field(ge=0, le=MOST_SAMPLES)] = 0
     """Rows of each table of samples: held-out answers, kept answers, scored pairs. They are texts of your data and of the
     model, so 0, the default, sends none."""
     artifacts: Literal["none", "outputs"] = "none"

@@ -27,8 +27,9 @@ from finetune.engine.ppo_update import policy_objective, value_objective
 from finetune.engine.prompts import check_prompts, open_prompts, proof_prompts
 from finetune.engine.reference import add_reference
 from finetune.engine.rewards import Answer, open_judge
+from finetune.engine.shown import answer_rows
 from finetune.engine.token_logprobs import hidden_function
-from finetune.engine.tracking import MetricsFile
+from finetune.engine.tracking import MetricsFile, Tracking
 from finetune.errors import InputError
 from finetune.model.actor_critic import add_value
 from finetune.model.adapter import ADAPTER
@@ -70,7 +71,7 @@ def run(stage: PpoStage, job: Job) -> Outcome:
         device=opened.device,
         compute=opened.precision.compute,
         hidden=hidden_function(stage.train.layout),
-        keep_samples=partial(_keep_samples, kept),
+        keep_samples=partial(_keep_samples, kept, job.tracking),
     )
     job.say(
         f"{cycle.iterations()} iterations of {stage.rollouts} answers ({stage.samples} to a prompt), each learnt from "
@@ -130,8 +131,11 @@ def _far_at_the_end(stage: PpoStage, last: Mapping[str, float]) -> list[str]:
     ]
 
 
-def _keep_samples(file: MetricsFile, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]) -> None:
+def _keep_samples(
+    file: MetricsFile, tracking: Tracking, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]
+) -> None:
     """Held-out answers, one a line. What a killed session wrote of this step and later is dropped first."""
+    tracking.samples("held_out_answers", step, answer_rows(answers, scores))
     file.rewind(step - 1)
     for answer, score in zip(answers, scores, strict=True):
         file.write(

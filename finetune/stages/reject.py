@@ -28,7 +28,7 @@ from finetune.data.convert_prompts import prompt_fields
 from finetune.data.mix import generator
 from finetune.data.prepare_prompts import Prompt
 from finetune.engine import session
-from finetune.engine.earlier import Pool, open_pool
+from finetune.engine.earlier import SAMPLES, Pool, open_pool
 from finetune.engine.interrupt import stop_on_signals
 from finetune.engine.job import Job, Outcome
 from finetune.engine.progress import memory_gib
@@ -38,6 +38,7 @@ from finetune.engine.rewards import Answer, Judge, open_judge
 from finetune.engine.sampler import Sampler, open_sampler
 from finetune.engine.sampling_journal import Journal, open_journal
 from finetune.engine.selection import Candidate, choose
+from finetune.engine.shown import kept_rows
 from finetune.engine.tracking import MetricsFile
 from finetune.errors import InterruptedRunError
 from finetune.model.generation import Generated, Sampling
@@ -104,6 +105,7 @@ def run(stage: RejectStage, job: Job) -> Outcome:
         tokenizer=words.tokenizer,
         system=job.model.system,
     )
+    job.tracking.samples("kept", journal.done, kept_rows(job.out / SAMPLES))
     curve = best_of_curve(kept.own_scores)
     is_rule = stage.checker is not None and not isinstance(stage.checker, FunctionChecker)
     picture = best_of_picture(curve, prompts=len(kept.own_scores), score="pass rate" if is_rule else "score")

@@ -23,6 +23,7 @@ from finetune.engine import loop, session
 from finetune.engine.comparison_work import comparison_work, proof_rows
 from finetune.engine.comparisons import ComparisonBatch
 from finetune.engine.job import Job, Outcome
+from finetune.engine.shown import pair_rows
 from finetune.engine.token_logprobs import Hidden, hidden_function
 from finetune.errors import InputError
 from finetune.model.reward import RewardModel, add_head, new_head, prove_head
@@ -84,6 +85,9 @@ def run(stage: RewardStage, job: Job) -> Outcome:
         if data.held_out is not None:
             pairs = score_pairs(model, opened.base.model, data.held_out, work.held_out, stage, opened.device)
             report = reward_report(pairs)
+            order = data.held_out.pairs(stage.ranked)
+            rows = pair_rows(data.held_out, order, pairs.chosen, pairs.rejected, words.tokenizer)
+            job.tracking.samples("held_out_pairs", trained.steps, rows)
             for name, content in reward_pictures(pairs, report).items():
                 (job.out / name).write_bytes(content)
             job.say(

@@ -611,6 +611,52 @@ def wandb_mode(lab: Lab) -> None:
     assert "Traceback" not in done.stderr and "step 1/" not in done.stderr
 
 
+def wandb_samples(lab: Lab) -> None:
+    rows = [{"prompt": f"p{row}", "answer": f"a{row}"} for row in range(5)]
+    assert [len(told(lab, rows, samples=most)["tables"]) for most in (0, 2)] == [0, 2]
+
+
+def wandb_artifacts(lab: Lab) -> None:
+    assert told(lab, [], artifacts="none")["artifacts"] == []
+    [made] = told(lab, [], artifacts="outputs")["artifacts"]
+    assert "adapter_model.safetensors" in made
+
+
+def told(lab: Lab, rows: list[dict[str, str]], **values: Any) -> dict[str, list[Any]]:
+    """What an offline run has after a table of `rows` and an end with the lab's run folder as what was made."""
+    from finetune.engine.lineage import Lineage
+    from finetune.engine.tracking import End
+    from finetune.engine.wandb_file import read_records
+    from finetune.engine.wandb_tracker import WandbTracker
+
+    folder = lab.root / f"told{len(list(lab.root.glob('told*')))}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_DATA_DIR", str(lab.root / "artifacts"))
+        tracker = WandbTracker(
+            settings.WandbSettings(project="p", mode="offline", **values),
+            Lineage("count", "sft", "sft", "f" * 64, "count-0", {}, {}, {}),
+            {},
+            folder,
+            lambda line: None,
+        )
+        tracker.samples("said", 1, rows)
+        tracker.close(End("finished", {}, {}, lab.run().folder))
+    [written] = folder.glob("wandb/offline-run-*/*.wandb")
+    made = [record.artifact for record in read_records(written.read_bytes()) if record.HasField("artifact")]
+    tables = [json.loads(path.read_text())["data"] for path in folder.rglob("*.table.json")]
+    return {
+        "tables": [row for table in tables for row in table],
+        "artifacts": [[c.path for c in one.manifest.contents] for one in made if one.type != "run_table"],
+    }
+
+
+def tensorboard(lab: Lab) -> None:
+    seen = lab.run({"track.tensorboard": True})
+    assert seen.folder is not None and lab.run().folder is not None
+    assert [path.name for path in seen.folder.glob("tensorboard/*")] == ["events.out.tfevents.0000"]
+    assert not list((lab.run().folder or Path()).glob("tensorboard"))
+
+
 SECRET = "5ec2e7" * 6 + "5ec2"
 """Looks like a Weights & Biases key: 40 hex digits."""
 WANDB = {"project": "the-project", "entity": "the-team", "tags": ["the-tag"], "mode": "offline"}
@@ -671,6 +717,9 @@ CHECKS: Mapping[str, Callable[[Lab], object]] = {
     "WandbSettings.mode": wandb_mode,
     "WandbSettings.entity": wandb_entity,
     "WandbSettings.tags": wandb_tags,
+    "WandbSettings.samples": wandb_samples,
+    "WandbSettings.artifacts": wandb_artifacts,
+    "TrackSettings.tensorboard": tensorboard,
     "DataSource.path": data_path,
     "DataSource.hub": data_hub,
     "DataSource.stage": data_stage,

@@ -1,0 +1,66 @@
+"""Runs the command line in forked children of a process that has imported everything and may reach this machine only.
+
+Its one argument is JSON: a list of {"argv": […], "kill": n or null, "stop": n or null}. kill: the child is sent SIGKILL
+when line n of metrics.jsonl is written, a moment later; stop: SIGTERM, at once. Prints the exit statuses as JSON.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+import accelerate  # noqa: F401  # imported so that children need not
+
+import finetune.stages.average
+import finetune.stages.dpo
+import finetune.stages.ppo
+import finetune.stages.reject
+import finetune.stages.reward
+import finetune.stages.sft  # noqa: F401
+from finetune.cli.main import main
+from finetune.engine.tracking import MetricsFile
+
+
+def only_this_machine(connect):
+    def checked(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            os.write(2, f"a socket to {address}\n".encode())
+            os._exit(99)
+        return connect(self, address)
+
+    return checked
+
+
+def signal_at(line, number, patience):
+    """Send this process a signal after line `line` of metrics.jsonl. patience: seconds before it."""
+    write, count = MetricsFile.write, 0
+
+    def counted(self, metrics):
+        nonlocal count
+        write(self, metrics)
+        count += self.path.name == "metrics.jsonl"
+        if count == line:
+            time.sleep(patience)
+            os.kill(os.getpid(), number)
+
+    MetricsFile.write = counted
+
+
+socket.socket.connect = only_this_machine(socket.socket.connect)
+codes = []
+for request in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        if request.get("kill"):
+            signal_at(request["kill"], signal.SIGKILL, patience=2.0)  # wandb writes what it has every second
+        if request.get("stop"):
+            signal_at(request["stop"], signal.SIGTERM, patience=0.0)
+        os.dup2(2, 1)
+        status = main(request["argv"])
+        sys.stdout.flush()
+        os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    codes.append(os.waitstatus_to_exitcode(ended))
+print(json.dumps(codes), flush=True)
