@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/v1/completions":
                 self._complete(read_completion(self._body(), names, served.most_tokens), chat=False)
             case "/finetune/preferences":
-                self._send_json(200, keep(self._body(), served.pairs, names))
+                self._send_json(200, keep(self._body(), served.pairs, names, served.model.system))
             case _:
                 raise _nothing_at(path)
 

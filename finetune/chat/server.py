@@ -22,14 +22,16 @@ CONNECTIONS = 64
 
 
 class Server(ThreadingMixIn, TCPServer):
-    """`serve_forever` in one thread, `stop` from another. Raises InputError where the port cannot be had."""
+    """Holds its port from the beginning, and answers from `start` to `stop`. Raises InputError where the port cannot be
+    had."""
+
+    served: Served
 
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = CONNECTIONS
 
-    def __init__(self, host: str, port: int, served: Served) -> None:
-        self.served = served
+    def __init__(self, host: str, port: int) -> None:
         try:
             self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             super().__init__((host, port), Handler)
@@ -50,8 +52,9 @@ class Server(ThreadingMixIn, TCPServer):
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):  # it left before it had asked
             super().handle_error(request, client_address)
 
-    def start(self) -> threading.Thread:
-        """Serve in a thread of its own, until `stop`."""
+    def start(self, served: Served) -> threading.Thread:
+        """Serve in a thread of its own."""
+        self.served = served
         thread = threading.Thread(target=self.serve_forever, name="server", kwargs={"poll_interval": 0.1})
         thread.start()
         return thread

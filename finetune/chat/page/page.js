@@ -158,6 +158,12 @@ function marked(mine, other) {
     i++;
     if (same) j++;
   }
+  for (let i = pieces.length - 2; i > 0; i--) { // blanks between words that differ belong to them
+    if (!pieces[i][1] && !pieces[i][0].trim()) {
+      pieces.splice(i - 1, 3, [pieces[i - 1][0] + pieces[i][0] + pieces[i + 1][0], true]);
+      i--;
+    }
+  }
   return pieces;
 }
 
@@ -248,7 +254,8 @@ async function prefer(turn, verdict, bar) {
 
 function count(kept) {
   const pairs = `${kept.pairs} ${kept.pairs === 1 ? "pair" : "pairs"} in ${about.pairs}`;
-  at("kept").textContent = `${pairs}; ${kept.tie} tied and ${kept.both_bad} bad on both sides in ${about.ties}`;
+  const ties = kept.tie + kept.both_bad;
+  at("kept").textContent = ties ? `${pairs}; ${kept.tie} tied and ${kept.both_bad} bad on both sides in ${about.ties}` : pairs;
 }
 
 // ---- the page

@@ -1,0 +1,57 @@
+"""Which runs a command line means: folders, or stages of a recipe, and what they are called."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import InputError
+from finetune.plan.manifest import read_manifest
+
+BASE = "base"
+_NOT_WRITERS = ("reward", "reject")
+
+
+def stages_of(recipe: Path, names: Sequence[str], overrides: Sequence[str], runs: Path) -> list[Path]:
+    """The folders of a recipe's finished stages: of the named ones, or of all that write answers. Raises InputError."""
+    from finetune.plan.plan import make_plan
+    from finetune.recipe.load import load_recipe
+
+    plan = make_plan(load_recipe(recipe, overrides), runs)
+    known = [stage.name for stage in plan.stages]
+    done = [stage.name for stage in plan.stages if stage.state == "done"]
+    for name in names:
+        if name not in known:
+            raise InputError(f"{recipe} has no stage '{name}'; it has {', '.join(known)}")
+        if name not in done:
+            raise InputError(f"stage {name} of {recipe} is not finished: `finetune run {recipe}` first")
+    chosen = names or [stage.name for stage in plan.stages if stage.name in done and stage.kind not in _NOT_WRITERS]
+    if not chosen:
+        raise InputError(f"{recipe}: no stage that writes answers is finished: `finetune run {recipe}` first")
+    return [plan.stage(name).folder for name in chosen]
+
+
+def existing(folder: Path) -> Path:
+    """The folder, where there is one. Raises InputError."""
+    if not folder.exists():
+        raise InputError(f"no such run or recipe: {folder}")
+    if folder.name.endswith(".part"):
+        raise InputError(f"{folder} is not finished: run its recipe again, it goes on from the last checkpoint")
+    return folder
+
+
+def named(folders: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the names that they answer to: their stages', or their folders' where two stages share one."""
+    stages = []
+    for folder in folders:
+        manifest = read_manifest(folder)
+        stages.append(str((manifest or {}).get("stage") or folder.resolve().name))
+    shared = {name for name, count in Counter(stages).items() if count > 1} | {BASE}
+    found: dict[str, Path] = {}
+    for folder, stage in zip(folders, stages, strict=True):
+        name = folder.resolve().name if stage in shared else stage
+        if name in found:
+            raise InputError(f"{found[name]} and {folder} would have one name: give each run once")
+        found[name] = folder
+    return found
