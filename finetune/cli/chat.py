@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,12 +12,13 @@ from finetune.cli.given_runs import BASE, existing, named, stages_of
 from finetune.cli.options import runs_option, set_option
 from finetune.errors import InputError
 
+if TYPE_CHECKING:
+    from finetune.chat.talk import Talk
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--stage", "stage", metavar="NAME", help="Which stage, where RUN is a recipe. Default: the only one done."
-)
+@click.option("--stage", metavar="NAME", help="Which stage, where RUN is a recipe. Default: the only one done.")
 @click.option(
     "--against",
     metavar="base|RUN|STAGE",
@@ -63,7 +65,7 @@ def chat(
 
     With --against two models answer side by side, the same conversation; below 80 columns one after the other. /help
     lists the commands: /save, /prefer, /again, /undo, /new, /system, /temperature, /quit. Where the input is no
-    terminal, every line is a turn of one conversation (/new begins another), and only answers are written to the output.
+    terminal, every line is a turn of one conversation (/new begins another), and the output is the answers alone.
 
     \b
     Example:
@@ -130,10 +132,7 @@ def _whom(
     return tuple(opened), opened
 
 
-def _greeting(talk: object) -> list[str]:
-    from finetune.chat.talk import Talk
-
-    assert isinstance(talk, Talk)
+def _greeting(talk: Talk) -> list[str]:
     warm = talk.settings.temperature
     drawn = f"temperature {warm:g}" if warm else "temperature 0, the most probable words"
     who = f"{' and '.join(talk.names)} side by side" if len(talk.names) > 1 else talk.names[0]

@@ -8,12 +8,17 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from finetune.cli.given_runs import existing, named, stages_of
 from finetune.cli.options import runs_option, set_option
 from finetune.errors import InputError
+
+if TYPE_CHECKING:
+    from finetune.chat.served import Served
+    from finetune.chat.server import Server
 
 
 @click.command()
@@ -23,7 +28,7 @@ from finetune.errors import InputError
     "stages",
     metavar="NAME",
     multiple=True,
-    help="Which stage, where RUN is a recipe; can be given several times. Default: all that are done and write answers.",
+    help="Which stage, where RUN is a recipe; can be repeated. Default: all that write answers and are done.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Beyond loopback: a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free one.")
@@ -57,8 +62,8 @@ def serve(
 ) -> None:
     """Answer on this machine for finished RUNs of one base (folders, a recipe, or one merged folder).
 
-    OpenAI's API under /v1, for any client of it, and a page at / to compare two of the models and to say which answer is
-    better. For one person or a small team: beyond that `finetune export` prepares a run for vLLM.
+    OpenAI's API under /v1, for any client of it, and a page at / to compare two of the models and to say which answer
+    is better. For one person or a small team: beyond that `finetune export` prepares a run for vLLM.
 
     Bound to this machine alone unless --host says otherwise. Then every request needs a token: one is made and shown
     here, or is taken from the environment variable FINETUNE_SERVE_TOKEN.
@@ -87,8 +92,12 @@ def serve(
     made = token is None and not is_loopback(host)
     if made:
         token = new_token()
-    model = open_chat(found, base=base, say=click.echo)
-    server = Server(host, port, Served(model, Door(host, token), pairs, max_new_tokens, click.echo))
+    server = Server(host, port)  # before the base is loaded, which may take long
+    try:
+        model = open_chat(found, base=base, say=click.echo)
+    except BaseException:
+        server.server_close()
+        raise
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{server.port}"
     click.echo(f"\nopen {address}/ in a browser; OpenAI's API is at {address}/v1; Ctrl-C stops")
@@ -99,7 +108,7 @@ def serve(
         click.echo(f"every request needs the token of {TOKEN_VARIABLE}")
     if not is_loopback(host):
         click.echo("what is said travels unencrypted: use it in a network that you trust, or behind a TLS proxy")
-    _until_stopped(server)
+    _until_stopped(server, Served(model, Door(host, token), pairs, max_new_tokens, click.echo))
     click.echo("stopped")
 
 
@@ -114,10 +123,7 @@ def _folders(targets: Sequence[Path], stages: Sequence[str], overrides: Sequence
     return [existing(target) for target in targets]
 
 
-def _until_stopped(server: object) -> None:
-    from finetune.chat.server import Server
-
-    assert isinstance(server, Server)
+def _until_stopped(server: Server, served: Served) -> None:
     stop = threading.Event()
 
     def asked(number: int, frame: FrameType | None) -> None:
@@ -125,7 +131,7 @@ def _until_stopped(server: object) -> None:
 
     before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.start()
+        server.start(served)
         stop.wait()
     finally:
         server.stop()
