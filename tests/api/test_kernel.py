@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import KernelManager, start_new_kernel
-from stage_recipes import sft_stage, tiny_base, train, write_recipe
+from stage_recipes import sft_stage, train
 
 import finetune as ft
-
-__all__ = ["tiny_base", "write_recipe"]
 
 SECONDS = 120
 RUN = "results = ft.run('recipe.yaml')\nresults"

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from release.made_runs import weights
-from stage_recipes import JUDGED, PAIRS, QUESTIONS, sft_stage, tiny_base, write_jsonl, write_recipe
+from stage_recipes import JUDGED, PAIRS, QUESTIONS, sft_stage, write_jsonl
 
 import finetune as ft
 from finetune.api.saving import as_yaml, plain
 from finetune.errors import InputError
 from finetune.plan.plan import make_plan
 from finetune.recipe.positions import read_yaml
-
-__all__ = ["tiny_base", "write_recipe"]
 
 ROWS = [{"path": "data/questions.jsonl"}]
 PAIRS_ROWS = [{"path": "data/pairs.jsonl", "take": 8, "weight": 0.5}, {"path": "more"}]

@@ -1,0 +1,105 @@
+"""Runs that answer: one, several, against each other; and reward models that score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from api_chain import Chain
+
+import finetune as ft
+from finetune.errors import InputError
+
+ASKED = "What is 3?"
+SHORT = {"max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def chat(chain: Chain) -> ft.Chat:
+    return ft.load({"sft": chain.results["sft"], "dpo": chain.folder("dpo")})
+
+
+def test_one_answer(chain: Chain, chat: ft.Chat) -> None:
+    answer = chat(ASKED, **SHORT)
+    assert isinstance(answer, str) and answer.name == "sft" and answer.prompt == ASKED
+    assert 0 < answer.tokens <= 8 and answer.prompt_tokens > 0 and answer.finished in (True, False)
+    assert answer == ft.load(chain.results["sft"])(ASKED, **SHORT), "the same alone as beside another"
+    assert chat.names == ("sft", "dpo", "base")
+    assert ASKED in answer._repr_html_() and "sft" in repr(chat)
+
+
+def test_what_can_be_asked(chat: ft.Chat) -> None:
+    """A text, messages and rows of data files are the same question."""
+    messages = [{"role": "user", "content": ASKED}]
+    wanted = chat(ASKED, **SHORT)
+    for prompt in (messages, {"prompt": ASKED}, {"messages": messages}, {"prompt": ASKED, "completion": "It is 3."}):
+        assert chat(prompt, **SHORT).prompt_tokens == wanted.prompt_tokens or "completion" in prompt
+    longer = chat([{"role": "system", "content": "Be short."}, *messages], **SHORT)
+    assert longer.prompt_tokens > wanted.prompt_tokens
+    with pytest.raises(InputError, match="ends with the user's"):
+        chat([{"role": "system", "content": "Be short."}])
+    with pytest.raises(InputError, match="field"):
+        chat({"question": ASKED})
+    with pytest.raises(InputError, match="takes a list of prompts"):
+        chat.answer(ASKED)
+    with pytest.raises(InputError, match="nobody here is called 'dop'"):
+        chat(ASKED, of="dop")
+
+
+def test_several_answers(chat: ft.Chat) -> None:
+    found = chat.answer([ASKED, "What is 4?"], of="dpo", temperature=1.0, samples=3, **SHORT)
+    assert [len(answer.samples) for answer in found] == [3, 3] and found[0].samples[0] == found[0]
+    assert len(set(found[0].samples)) > 1 and {answer.name for answer in found} == {"dpo"}
+    again = chat.answer([ASKED], of="dpo", temperature=1.0, samples=3, **SHORT)[0]
+    assert again.samples == found[0].samples, "the same seed"
+    assert chat.answer([ASKED], of="dpo", temperature=1.0, samples=3, seed=1, **SHORT)[0].samples != again.samples
+
+
+def test_streams_are_the_answers(chat: ft.Chat) -> None:
+    pieces = [*chat.stream(ASKED, of=["dpo", "base"], **SHORT)]
+    for name in ("dpo", "base"):
+        assert "".join(piece for piece in pieces if piece.name == name) == chat(ASKED, of=name, **SHORT)
+        assert [piece.done for piece in pieces if piece.name == name][-1]
+    assert "".join(chat.stream(ASKED, **SHORT)) == chat(ASKED, **SHORT)
+
+
+def test_compare(chain: Chain, tmp_path: Path) -> None:
+    results = chain.results
+    found = ft.compare(results["sft"], results["dpo"], [ASKED, {"prompt": "What is <b>4</b>?"}], **SHORT)
+    assert found.names == ("sft", "dpo") and found.rows[0]["prompt"] == ASKED
+    assert found.rows[0]["sft"] == ft.load(results["sft"])(ASKED, **SHORT)
+    assert 0 <= found.same <= 2 and list(found.frame().columns) == ["prompt", "sft", "dpo"]
+    page = found._repr_html_()
+    assert "&lt;b&gt;4" in page and "<b>4" not in page
+    assert "<mark" in page or found.same == 2
+    lines = found.save(tmp_path / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == list(found.rows)
+    assert f"> {ASKED}\nsft: " in repr(found)
+
+
+def test_compare_with_the_base(chain: Chain) -> None:
+    found = ft.compare(chain.results["sft"], "base", [[{"role": "user", "content": ASKED}]], **SHORT)
+    assert found.names == ("sft", "base") and found.rows[0]["messages"][0]["content"] == ASKED
+    assert found.rows[0]["sft"] != found.rows[0]["base"] and "What is 3?" in repr(found)
+
+
+def test_reward_models_score(chain: Chain) -> None:
+    """A trained reward model likes what its pairs prefer: answers that begin with It."""
+    reward = chain.results["helpful"]
+    with pytest.raises(InputError, match=r"ft\.load_scorer"):
+        ft.load(reward)
+    scorer = ft.load_scorer(reward)
+    good, bad = scorer.score_all(["What is 5?"], [["It is 5.", "No 5."]])[0]
+    assert good > bad and scorer.score("What is 5?", "It is 5.") == pytest.approx(good, abs=1e-5)
+    with pytest.raises(InputError, match="only reward models score"):
+        ft.load_scorer(chain.results["sft"])
+    with pytest.raises(InputError, match="each prompt needs a list"):
+        scorer.score_all([ASKED], [])
+
+
+def test_measured(chain: Chain) -> None:
+    found = ft.evaluate(chain.results["dpo"], "answers", limit=2)
+    assert len(found.rows) == 2 and [kept.results for kept in chain.results["dpo"].evaluations] == [found.results]
+    with pytest.raises(InputError, match="no task 'los'"):
+        ft.evaluate(chain.results["dpo"], "los")
