@@ -18,6 +18,8 @@ from finetune.recipe.words import describe_value
 
 _SECRET_KEY = re.compile(r"((^|_)(hub|auth|access|api|login)_?token|^token|api_?key|secret|password|webhook.*)$", re.I)
 _SECRET_VALUE = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,})")
+_LARGEST = 1e15
+"""What is beyond is no setting, nor is what is not finite."""
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """YAML 1.1, which the other tools read, has these words for booleans; a recipe has only true and false."""
 
@@ -134,7 +136,7 @@ class Section:
         value = self.raw(key)
         if isinstance(value, str):
             value = plain_scalar(value.strip())
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST:
             return value
         self._wrong(key, "a number")
         return None

@@ -73,7 +73,10 @@ def _adapter(draft: Draft, theirs: Section) -> bool:
         theirs.tell("adapter", Fate.CARRIED, "→ adapter; every recipe trains LoRA, and model.load_in says on what")
     model.number_of_adapter(draft, theirs, "lora_r", "rank", 8)
     model.number_of_adapter(draft, theirs, "lora_alpha", "alpha", 8.0)
-    model.number_of_adapter(draft, theirs, "lora_dropout", "dropout", 0.0)
+    if draft.stage == "sft":
+        model.number_of_adapter(draft, theirs, "lora_dropout", "dropout", 0.0)
+    else:
+        model.dropout_off(draft, theirs, "TRL's trainer, which Axolotl uses here,")
     _targets(draft, theirs)
     for key, ours in (("peft_use_rslora", "rslora"), ("peft_use_dora", "dora")):
         if (given := theirs.flag(key)) is not None:
@@ -82,9 +85,7 @@ def _adapter(draft: Draft, theirs: Section) -> bool:
         draft.carry(theirs, "lora_modules_to_save", ("adapter", "modules_to_save"), saved)
     _init(draft, theirs)
     if folder := theirs.text("lora_model_dir"):
-        written, missing = draft.places.folder(folder)
-        fate = Fate.DECIDE if missing else None
-        draft.carry(theirs, "lora_model_dir", draft.of_stage("start_from"), written, missing, fate)
+        model.start_from(draft, theirs, "lora_model_dir", folder)
     return False
 
 

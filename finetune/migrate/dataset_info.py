@@ -78,7 +78,7 @@ def _source(
         return {"path": f"{folder}/{name}.json"}, f"dataset: {name}", note
     entry, note = _place(draft, given, Path(where).parent)
     entry |= _format(given, stage)
-    for theirs_key, ours in (("split", "split"), ("subset", "subset")):
+    for theirs_key, ours in (("split", "split"), ("subset", "subset"), ("revision", "revision")):
         if isinstance(given.get(theirs_key), str) and "hub" in entry:
             entry[ours] = given[theirs_key]
     if isinstance(given.get("num_samples"), int):
@@ -93,7 +93,7 @@ def _place(draft: Draft, given: Mapping[str, Any], folder: Path) -> tuple[dict[s
     if isinstance(file, str):
         path = folder / file
         written = draft.places.written(path, str(path) if folder.is_absolute() and not _near(draft, path) else file)
-        return {"path": written}, "" if path.exists() else f"no file {path}"
+        return {"path": written}, "" if path.exists() else f"no file {written}"
     other = (
         given.get("ms_hub_url") or given.get("om_hub_url") or given.get("script_url") or given.get("cloud_file_name")
     )

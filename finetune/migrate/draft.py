@@ -12,13 +12,15 @@ from finetune.recipe.positions import KeyPath, key_path_text
 
 @dataclass
 class Draft:
-    """recipe: as YAML would give it. comments: key path of the recipe → what stands beside it. stage: its name."""
+    """recipe: as YAML would give it. comments: key path of the recipe → what stands beside it. origins: key path,
+    as text, → theirs. stage: its name."""
 
     account: Account
     places: Places
     stage: str = ""
     recipe: dict[str, Any] = field(default_factory=dict)
     comments: dict[KeyPath, str] = field(default_factory=dict)
+    origins: dict[str, KeyPath] = field(default_factory=dict)
 
     def begin(self, kind: str, comment: str) -> None:
         """The one stage that their file is about."""
@@ -63,6 +65,7 @@ class Draft:
         name = key_path_text(section.at(key))
         said = name if theirs == value else f"{name}: {shown(theirs, key)}"
         self.put(path, value, f"{said}; {note}" if note else said)
+        self.origins[key_path_text(path)] = section.at(key)
         section.tell(key, fate or (Fate.CHANGED if note else Fate.CARRIED), f"→ {key_path_text(path)}; {note}" if note
                      else f"→ {key_path_text(path)}")  # fmt: skip
 

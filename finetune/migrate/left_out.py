@@ -40,9 +40,10 @@ _RULES: tuple[tuple[str, Fate, str], ...] = (
      "of wandb a recipe has project, entity, mode and tags (track.wandb); a run is named by its stage"),
     (r"mlflow.*|use_mlflow|hf_mlflow.*|comet_.*|use_comet|use_tensorboard|swanlab.*|use_swanlab|trackio.*|"
      r"logging_dir|gradio_.*|otel_.*|use_otel.*|report_to|run_name|project", Fate.LEFT_OUT, _TRACK),
-    (r"logging_.*|log_.*|plot_loss|disable_tqdm|include_(tokens|effective|num_input).*|profiler.*|debug|strict|"
+    (r"logging_.*|log_.*|plot_loss|disable_tqdm|include_(tokens|effective|num_input).*|debug|strict|"
      r"loss_watchdog_.*|print_param_status|gc_steps|torch_empty_cache_steps|num_completions_to_print", Fate.LEFT_OUT,
      "every step is written to metrics.jsonl, with speed and memory; a loss that is not finite ends the run"),
+    (r"profiler.*", Fate.LEFT_OUT, "no profiler is started from a recipe"),
     (r"output_dir|overwrite_output_dir|dataset_prepared_path|overwrite_cache|tokenized_path|cache_dir|offload_folder|"
      r"dataset_cache.*|export_dir", Fate.LEFT_OUT, _FOLDERS),
     (r"resume_from_checkpoint|auto_resume_from_checkpoints|save_only_model|save_on_each_node|ignore_data_skip|"

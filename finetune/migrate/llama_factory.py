@@ -92,7 +92,10 @@ def _adapter(draft: Draft, theirs: Section) -> bool:
         theirs.tell("finetuning_type", Fate.CARRIED, "→ adapter; every recipe trains LoRA")
     rank = model.number_of_adapter(draft, theirs, "lora_rank", "rank", 8)
     model.number_of_adapter(draft, theirs, "lora_alpha", "alpha", 2.0 * rank, "lora_alpha, twice lora_rank")
-    model.number_of_adapter(draft, theirs, "lora_dropout", "dropout", 0.0)
+    if draft.stage == "dpo" and "lora_dropout" in theirs:
+        model.dropout_off(draft, theirs, "the trainer of these stages")
+    else:
+        model.number_of_adapter(draft, theirs, "lora_dropout", "dropout", 0.0)
     if names := theirs.words("lora_target"):
         model.targets(draft, theirs, "lora_target", names)
     else:
@@ -123,13 +126,16 @@ def _start(draft: Draft, theirs: Section) -> None:
     folders = theirs.words("adapter_name_or_path")
     if not folders:
         return
-    written, note = draft.places.folder(folders[-1])
+    key, note = "adapter_name_or_path", ""
     if len(folders) > 1:
         note = "several adapters, of which theirs merges all but the last into the base: merge those first"
-    if theirs.flag("create_new_adapter"):
+    elif theirs.flag("create_new_adapter"):
         note = "theirs merges it and trains a new adapter; here the same adapter goes on"
-    path = draft.of_stage("start_from")
-    draft.carry(theirs, "adapter_name_or_path", path, written, note, Fate.DECIDE if note else None)
+    if note or draft.stage != "dpo":
+        model.start_from(draft, theirs, key, folders[-1], note, decide=bool(note))
+    else:
+        note = "theirs compares with the bare base, here the frozen adapter is the reference"
+        model.start_from(draft, theirs, key, folders[-1], note)
 
 
 def _template(draft: Draft, theirs: Section, stage: str) -> None:

@@ -46,9 +46,10 @@ def fill_ppo(draft: Draft, theirs: Section) -> None:
     if theirs.flag("ppo_whiten_rewards"):
         theirs.decide("ppo_whiten_rewards", "rewards of single tokens are not whitened here: whiten_scores and "
                       "whiten_advantages are what there is (docs/ppo.md)")  # fmt: skip
-    if draft.has(draft.of_stage("train", "max_steps")):
-        del train["max_steps"]
-        theirs.decide("max_steps", "a ppo stage has iterations, each of rollouts answers, or epochs over the prompts")
+    if "max_steps" in train:  # where TRL's PPO loop goes round once
+        del train["max_steps"], train["epochs"]
+        draft.carry(theirs, "max_steps", draft.of_stage("iterations"), theirs.whole("max_steps"))
+        theirs.tell("num_train_epochs", Fate.LEFT_OUT, "max_steps is given, and counts")
     theirs.tell("repetition_penalty", Fate.LEFT_OUT, "answers are sampled as they are")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import InputError, Problem, RecipeError
+from finetune.errors import Problem, RecipeError
 from finetune.migrate import axolotl, llama_factory, torchtune, trl
 from finetune.migrate.account import Account, Section
 from finetune.migrate.detect import TOOLS, tool_of
@@ -18,7 +18,7 @@ from finetune.migrate.places import Places
 from finetune.migrate.render import render
 from finetune.recipe.checks import check_files
 from finetune.recipe.load import recipe_from_dict
-from finetune.recipe.positions import Document, read_yaml
+from finetune.recipe.positions import Document, key_path_text, position_at, read_yaml
 
 _MAX_BYTES = 4 * 2**20
 """A configuration has some kilobytes. What is larger is a data file given by mistake."""
@@ -65,8 +65,7 @@ def migrate(path: Path, out: Path, *, tool: str | None = None, kind: str | None 
     try:
         loaded = recipe_from_dict(recipe, out.parent)
     except RecipeError as error:
-        reasons = "\n".join(f"  {problem.key_path}: {problem.message}" for problem in error.problems)
-        raise InputError(f"{path}: what it says makes no right recipe:\n{reasons}") from error
+        raise RecipeError([_of_theirs(problem, draft) for problem in error.problems], str(path)) from error
     wrong = check_files(loaded.recipe, loaded.folder, loaded.source)
     first = f"# yaml-language-server: $schema={schema}\n" if schema else ""
     stage = recipe["stages"][draft.stage]
@@ -78,6 +77,15 @@ def migrate(path: Path, out: Path, *, tool: str | None = None, kind: str | None 
         stage["kind"],
         tuple(f"{problem.key_path}: {problem.message}" for problem in wrong),
     )
+
+
+def _of_theirs(problem: Problem, draft: Draft) -> Problem:
+    """What is wrong in the recipe, told of the key of theirs that it came from."""
+    hint = f"{problem.key_path} of a recipe"
+    if origin := draft.origins.get(problem.key_path):
+        position = position_at(draft.account.positions, origin)
+        return Problem(problem.message, key_path_text(origin), position.line if position else None, hint)
+    return Problem(f"{problem.key_path}: {problem.message}")
 
 
 def _head(path: Path, account: Account, draft: Draft) -> str:

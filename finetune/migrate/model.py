@@ -63,8 +63,8 @@ def held_in(draft: Draft, section: Section, four: str, eight: str, otherwise: st
         draft.also(section, four, path)
     else:
         draft.put(path, otherwise, why)
-        draft.also(section, four, path)
-        draft.also(section, eight, path)
+        for key in (four, eight):
+            section.tell(key, Fate.CARRIED, f"→ model.load_in {otherwise}")
 
 
 def precision(draft: Draft, section: Section) -> None:
@@ -124,6 +124,16 @@ def _short(names: Sequence[str]) -> str | list[str]:
     return "all-linear" if set(names) in (set(LINEAR), set()) else list(dict.fromkeys(names))
 
 
+def start_from(draft: Draft, section: Section, key: str, given: str, note: str = "", *, decide: bool = False) -> None:
+    """An adapter of theirs to go on from: a folder in PEFT's layout, which is ours too. note: of what differs."""
+    found = draft.places.find(given)
+    written = draft.places.written(found, given) if found else given if "/" in given else f"./{given}"
+    if found is None:
+        note = f"no folder {given} from here: write where the adapter is; one on the hub has to be downloaded"
+    fate = Fate.DECIDE if decide or found is None else None
+    draft.carry(section, key, draft.of_stage("start_from"), written, note, fate)
+
+
 def number_of_adapter(draft: Draft, section: Section, key: str, ours: str, default: float, named: str = "") -> float:
     """lora_r, lora_alpha, lora_dropout and their like; returns what was written."""
     path = ("adapter", ours)
@@ -134,6 +144,13 @@ def number_of_adapter(draft: Draft, section: Section, key: str, ours: str, defau
     written = float(value) if ours != "rank" else value
     draft.carry(section, key, path, written)
     return written
+
+
+def dropout_off(draft: Draft, section: Section, what: str) -> None:
+    """Trainers that switch dropout off whatever the file says, as TRL's do where answers are compared."""
+    path = ("adapter", "dropout")
+    draft.put(path, 0.0, f"{what} switches dropout off")
+    draft.also(section, "lora_dropout", path, f"{what} switches it off")
 
 
 def full_training(draft: Draft, section: Section, key: str, what: str) -> None:

@@ -32,11 +32,12 @@ class Places:
     def find(self, given: str) -> Path | None:
         """The file or folder that they mean: from where we are, or else from their file's folder and those above."""
         path = Path(os.path.expanduser(given))
-        if path.is_absolute():
-            return path if path.exists() else None
         folder = self.theirs.resolve().parent
-        places = (self.here, folder, *folder.parents[:4])
-        return next((place / path for place in places if (place / path).exists()), None)
+        places = (path,) if path.is_absolute() else (self.here, folder, *folder.parents[:4])
+        try:
+            return next((place / path for place in places if (place / path).exists()), None)
+        except OSError:  # a name that is too long for the disk, a folder that may not be read
+            return None
 
     def written(self, found: Path, given: str) -> str:
         """As the recipe writes it: absolute where it was given so, else relative to the recipe's folder."""

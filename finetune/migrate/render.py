@@ -28,10 +28,11 @@ def render(recipe: Mapping[str, Any], comments: Mapping[KeyPath, str], account: 
     if decide := account.of(Fate.DECIDE):
         lines += ["#", "# To be decided by you:", *_list(decide)]
     lines.append("")
+    last = "seed" if "seed" in recipe else "name"
     for key in (name for name in Recipe.model_fields if recipe.get(name) not in (None, {})):
         value = recipe[key]
         lines += _entry(key, value, (key,), comments, "")
-        lines += [""] if isinstance(value, Mapping) or key == "seed" else []
+        lines += [""] if isinstance(value, Mapping) or key == last else []
     lines += _left(account)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -41,22 +42,32 @@ def _left(account: Account) -> list[str]:
     if changed := account.of(Fate.CHANGED):
         lines += [f"# Changed in meaning or value from {account.tool}:", *_list(changed)]
     if left := account.of(Fate.LEFT_OUT):
-        lines += ["# Left out, and why:", *_list(left)]
+        lines += ["# Left out, and why:", *_list(_by_reason(left))]
     if empty := account.of(Fate.EMPTY):
         words = ", ".join(told.key if told.value in ("", "null") else f"{told.key}: {told.value}" for told in empty)
         lines += ["# Empty or off there, so that there is nothing to carry:", *_wrapped(words, "#   ", "#   ")]
-    carried = [told for told in account.of(Fate.CARRIED)]
-    if carried:
-        words = ", ".join(told.key for told in carried)
+    if carried := account.of(Fate.CARRIED):
+        words = ", ".join(f"{told.key}: {told.value}" if "{" in told.value else told.key for told in carried)
         lines += ["# Carried over:", *_wrapped(words, "#   ", "#   ")]
     return lines
 
 
 def _list(entries: list[Told]) -> Iterator[str]:
     for told in entries:
-        said = f"{told.key}: {told.value}" if told.key else ""
+        said = f"{told.key}: {told.value}" if told.value else told.key
         text = f"{said}  {told.note}" if said and told.note else said or told.note
         yield from _wrapped(text, "#   - ", "#     ")
+
+
+def _by_reason(entries: list[Told]) -> list[Told]:
+    """Keys that are left out for the same reason, told together."""
+    groups: dict[str, list[Told]] = {}
+    for told in entries:
+        groups.setdefault(told.note, []).append(told)
+    return [
+        Told(", ".join(f"{told.key}: {told.value}" for told in group), "", Fate.LEFT_OUT, note)
+        for note, group in groups.items()
+    ]
 
 
 def _wrapped(text: str, first: str, rest: str) -> list[str]:
@@ -75,16 +86,16 @@ def _entry(
     if isinstance(value, Mapping) and value and path[-1] != "fields":
         body = [line for inner, entry in _sorted(value, path) for line in
                 _entry(inner, entry, (*path, inner), comments, f"{inside}  ")]  # fmt: skip
-        return [*_beside(start, comment, inside), *body]
+        return [*_beside(start, comment), *body]
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        lines = _beside(start, comment, inside)
+        lines = _beside(start, comment)
         for index, item in enumerate(value):
             for place, (inner, entry) in enumerate(item.items()):
                 here = (*path, index, inner)
                 lines += _entry(inner, entry, here, comments, f"{inside}  " + ("" if place == 0 else "  "),
                                 "- " if place == 0 else "")  # fmt: skip
         return lines
-    return _beside(f"{start} {flow(value)}", comment, inside)
+    return _beside(f"{start} {flow(value)}", comment)
 
 
 def _sorted(section: Mapping[str, Any], path: KeyPath) -> list[tuple[str, Any]]:
@@ -95,13 +106,14 @@ def _sorted(section: Mapping[str, Any], path: KeyPath) -> list[tuple[str, Any]]:
     return [(key, section[key]) for key in keys]
 
 
-def _beside(text: str, comment: str, indent: str) -> list[str]:
+def _beside(text: str, comment: str) -> list[str]:
     if not comment:
         return [text]
     comment = " ".join(comment.split())
     line = f"{text:<{_COLUMN}}# {comment}" if len(text) < _COLUMN else f"{text}  # {comment}"
     if len(line) <= _WIDTH:
         return [line]
+    indent = text[: len(text) - len(text.lstrip())]
     return [*_wrapped(comment, f"{indent}# ", f"{indent}# "), text]
 
 
@@ -125,7 +137,9 @@ def flow(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """1.0e-05, not 1e-05: other readers take that for text."""
+    """3 for 3.0; and 1.0e-05, not 1e-05: other readers take that for text."""
+    if value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     text = repr(value)
     mantissa, _, exponent = text.partition("e")
     return f"{mantissa}.0e{exponent}" if exponent and "." not in mantissa else text

@@ -11,7 +11,13 @@ from finetune.recipe.positions import KeyPath, key_path_text
 
 
 def add_source(
-    draft: Draft, section: Section, key: str, given: str, files: list[str], extra: Mapping[str, Any], to: KeyPath
+    draft: Draft,
+    section: Section,
+    key: str,
+    given: str,
+    files: list[str],
+    extra: Mapping[str, Any],
+    to: KeyPath,
 ) -> None:
     """One source of theirs, which may be several files, at the end of the list `to` of the stage.
 
@@ -24,7 +30,7 @@ def add_source(
         hub_only = ("split", "subset", "revision")
         entry = {**found, **{name: value for name, value in extra.items() if "hub" in found or name not in hub_only}}
         where = next(iter(found))
-        comment = f"{key_path_text(section.at(key))}: {given}" + (f"; {note}" if note else "")
+        comment = f"{key_path_text(section.at(key))}: {section.text(key)}" + (f"; {note}" if note else "")
         draft.append(path, entry, {where: comment})
         notes += [note] if note else []
     what = f"→ {key_path_text(path)}"

@@ -104,11 +104,8 @@ def _adapter(draft: Draft, theirs: Section, kind: str) -> bool:
     theirs.tell("use_peft", Fate.CARRIED, "→ adapter; every recipe trains LoRA")
     model.number_of_adapter(draft, theirs, "lora_r", "rank", 16)
     model.number_of_adapter(draft, theirs, "lora_alpha", "alpha", 32.0)
-    off = kind != "sft" and theirs.flag("disable_dropout") is not False
-    if off:
-        path = ("adapter", "dropout")
-        draft.put(path, 0.0, f"trl {kind} switches dropout off (disable_dropout)")
-        draft.also(theirs, "lora_dropout", path, "switched off there by disable_dropout")
+    if kind != "sft" and theirs.flag("disable_dropout") is not False:
+        model.dropout_off(draft, theirs, f"trl {kind} (disable_dropout)")
         theirs.tell("disable_dropout", Fate.CARRIED, "→ adapter.dropout 0")
     else:
         model.number_of_adapter(draft, theirs, "lora_dropout", "dropout", 0.05)
