@@ -170,10 +170,11 @@ class NotebookScreen:
     def _times(self, now: float) -> str:
         """Time gone and time left of the walk, as far as it is known."""
         gone = duration(now - self.began)
+        if any(row.state == "stopped" for row in self.rows.values()):
+            return f"stopped after {gone}"
         open_rows = [row for row in self.rows.values() if row.state in ("running", "to do")]
         if not open_rows:
-            stopped = any(row.state == "stopped" for row in self.rows.values())
-            return f"stopped after {gone}" if stopped else f"done in {gone}"
+            return f"done in {gone}"
         left = {row.stage.name: row.left(now, self.pace) for row in open_rows}
         known = sum(seconds for seconds in left.values() if seconds is not None)
         unknown = [name for name, seconds in left.items() if seconds is None]
