@@ -9,11 +9,11 @@ from finetune.report import differences, sections
 from finetune.report.charts import over_each_other
 from finetune.report.differences import Difference
 from finetune.report.page import anchor, page
-from finetune.report.pieces import Html, facts, join, number, samples, table, text
+from finetune.report.pieces import Html, join, number, samples, table, text
 from finetune.report.read import FinishedRun
 from finetune.report.results import ANSWERS, clip, told
 from finetune.report.sections import Section
-from finetune.report.words import Figure, kind_in_words, result
+from finetune.report.words import Figure, capital, kind_in_short, kind_in_words, result
 
 Pair = tuple[FinishedRun, FinishedRun]
 
@@ -52,8 +52,12 @@ def run_names(first: FinishedRun, second: FinishedRun) -> tuple[str, str]:
 
 def _opening(first: FinishedRun, second: FinishedRun, names: tuple[str, str], common: Sequence[Difference]) -> Html:
     """The first words: how many settings differ, and what came out of each."""
-    count = len(common) + len(differences.stage_differences(first, second))
-    settings = "No setting differs" if not count else f"{count} settings differ" if count > 1 else "One setting differs"
+    found = [*common, *differences.stage_differences(first, second)]
+    count = len(differences.shared(found)[0]) if first.kind != second.kind else len(found)
+    settings = {0: "no setting differs", 1: "one setting differs"}.get(count, f"{count} settings differ")
+    if first.kind != second.kind:
+        kinds = " and ".join(kind_in_short(run.manifest) for run in (first, second))
+        settings = f"{kinds} are different kinds of stages; of what both can set, {settings}"
     rest = [
         f"the {what} {'differs' if found else 'is the same'}"
         for what, found in (
@@ -66,7 +70,7 @@ def _opening(first: FinishedRun, second: FinishedRun, names: tuple[str, str], co
         f"<li><strong>{text(name)}</strong> ({text(kind_in_words(run.manifest))}): {text(result(run.manifest))}</li>"
         for name, run in zip(names, (first, second), strict=True)
     )
-    return Html(f'<p class="lead">{settings}; {"; ".join(rest)}.{same}</p><ul>{lines}</ul>')
+    return Html(f'<p class="lead">{text(capital(settings))}; {"; ".join(rest)}.{same}</p><ul>{lines}</ul>')
 
 
 def _sections(
@@ -87,12 +91,12 @@ def _sections(
     surroundings = differences.environment_differences(first, second)
     found = [
         ("results", "Results", _results(first, second, names)),
-        ("settings", "What the settings differ in", _differ(settings, names, "Settings, key by key")),
+        ("settings", "What the settings differ in", _settings(settings, names, first.kind == second.kind)),
         ("answers", "Answers to the same prompts", samples(answers, limit=ANSWERS) if answers else Html("")),
         ("curves", "Curves", Html(f'<div class="grid">{drawn}</div>') if drawn else Html("")),
         ("data", "Data", _differ(differences.data_differences(first, second), names, "Data")),
         ("environment", "Environment", _differ(surroundings, names, "Hardware and libraries")),
-        ("facts", "The runs", join(_facts(run, name) for name, run in zip(names, (first, second), strict=True))),
+        ("facts", "The runs", _facts(first, second, names)),
     ]
     return [Section(f"{prefix}{id}", title, body, level) for id, title, body in found if body]
 
@@ -149,6 +153,15 @@ def _differ(found: Sequence[Difference], names: tuple[str, str], caption: str) -
     return table(("what", *names), rows, caption=caption)
 
 
+def _settings(found: Sequence[Difference], names: tuple[str, str], same_kind: bool) -> Html:
+    """Settings key by key; of stages of different kinds those that only one kind has are in a box to be opened."""
+    if same_kind:
+        return _differ(found, names, "Settings, key by key")
+    both, alone = differences.shared(found)
+    inside = "<summary>Settings that only one of the kinds has</summary>" + _differ(alone, names, "Of one kind alone")
+    return join([_differ(both, names, "Settings that both have, key by key"), Html(f"<details>{inside}</details>")])
+
+
 def _value(value: Any) -> object:
     """A value as a recipe writes it."""
     if value is None or isinstance(value, bool):
@@ -158,9 +171,9 @@ def _value(value: Any) -> object:
     )
 
 
-def _facts(run: FinishedRun, name: str) -> Html:
-    about = facts([("run", name), ("folder", str(run.folder))])
-    return join([about, sections.what(run)])
+def _facts(first: FinishedRun, second: FinishedRun, names: tuple[str, str]) -> Html:
+    left, right = (dict([("folder", str(run.folder)), *sections.known(run)]) for run in (first, second))
+    return table(("", *names), [(name, left.get(name), right.get(name)) for name in dict.fromkeys([*left, *right])])
 
 
 def _notes(runs: Iterable[FinishedRun]) -> Html:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from finetune.plan.evaluations import Evaluation
@@ -40,14 +40,39 @@ def between(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Differe
     ]
 
 
+def nested(first: Any, second: Any, path: KeyPath = ()) -> Iterator[Difference]:
+    """Differences of plain data key by key; a section or a data source that only one has is one difference."""
+    if first == second:
+        return
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        keys: Iterable[str | int] = dict.fromkeys([*first, *second])
+        sides = (first, second)
+    elif isinstance(first, list) and isinstance(second, list) and any(isinstance(x, Mapping) for x in first + second):
+        keys = range(max(len(first), len(second)))
+        sides = (dict(enumerate(first)), dict(enumerate(second)))
+    else:
+        yield key_path_text(path), short(first), short(second)
+        return
+    for key in keys:
+        yield from nested(sides[0].get(key, MISSING), sides[1].get(key, MISSING), (*path, key))
+
+
+def short(value: Any) -> Any:
+    """A value in one line: of a data source its name, of a section what it says, without what is null."""
+    if isinstance(value, Mapping):
+        name = next((value[key] for key in ("path", "hub", "stage") if value.get(key)), None)
+        said = {key: entry for key, entry in value.items() if entry not in (None, {}, [])}
+        return name or ", ".join(f"{key} {short(entry)}" for key, entry in said.items()) or "{}"
+    if isinstance(value, list):
+        return ", ".join(str(short(entry)) for entry in value) or "[]"
+    return value
+
+
 def recipe_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """Of two manifests' recipes what is the same for all stages: seed, base, adapter."""
     parts = ("name", "seed", "model", "adapter")
-    both = [
-        flat({key: (one.get("recipe") or {})[key] for key in parts if key in (one.get("recipe") or {})})
-        for one in (first, second)
-    ]
-    found = between(*both)
+    left, right = ({key: (one.get("recipe") or {}).get(key, MISSING) for key in parts} for one in (first, second))
+    found = list(nested(left, right))
     contents = [str((one.get("base") or {}).get("digest")) for one in (first, second)]
     if contents[0] != contents[1] and not any(name.startswith("model.base") for name, _, _ in found):
         found.append(("the base's content", contents[0][:19], contents[1][:19]))
@@ -56,12 +81,18 @@ def recipe_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> l
 
 def stage_differences(first: FinishedRun, second: FinishedRun) -> list[Difference]:
     """Settings of the stage, and the runs that it read."""
-    found = between(*(flat(run.manifest.get("settings") or {}) for run in (first, second)))
+    found = list(nested(first.manifest.get("settings") or {}, second.manifest.get("settings") or {}))
     read = [
         {f"{name}, which it reads": value[:12] for name, value in (run.manifest.get("inputs") or {}).items()}
         for run in (first, second)
     ]
     return found + between(read[0], read[1])
+
+
+def shared(found: Sequence[Difference]) -> tuple[list[Difference], list[Difference]]:
+    """(those where both have a value, those where only one has)."""
+    both = [one for one in found if MISSING not in one[1:]]
+    return both, [one for one in found if one not in both]
 
 
 def data_differences(first: FinishedRun, second: FinishedRun) -> list[Difference]:

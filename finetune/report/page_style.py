@@ -18,7 +18,7 @@ PAGE_STYLE = """\
 .ft nav ol{list-style:none;margin:0 0 1.5rem;padding:.75rem 1rem;max-height:12rem;overflow-y:auto;font-size:.93rem;
   border:1px solid var(--ft-line);border-radius:6px;columns:11rem}
 .ft nav li{break-inside:avoid;padding:.1rem 0}
-.ft nav li.level-3{padding-left:1rem}
+.ft nav li.level-3{display:none}
 .ft nav a{text-decoration:none}
 .ft nav a:hover,.ft nav a:focus-visible{text-decoration:underline}
 .ft .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,13rem),1fr));gap:.75rem;margin:1rem 0}
@@ -43,6 +43,7 @@ PAGE_STYLE = """\
 .ft .page{display:grid;grid-template-columns:13rem minmax(0,1fr);gap:0 3rem}
 .ft nav{position:sticky;top:1rem;align-self:start}
 .ft nav ol{border:0;padding:0;columns:auto;max-height:calc(100vh - 2rem)}
+.ft nav li.level-3{display:block;padding-left:1rem}
 }
 @media print{
 .ft .page{display:block;padding:0;max-width:none}

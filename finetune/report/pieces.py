@@ -106,9 +106,14 @@ def marked_pair(before: str, after: str) -> tuple[Html, Html]:
     marked: tuple[list[str], list[str]] = ([], [])
     for same, left, right in _differences(old, new):
         for side, words, mark in ((marked[0], left, '<mark class="ft-before">'), (marked[1], right, "<mark>")):
-            if words:
-                content = text("".join(words))
-                side.append(content if same else f"{mark}{content}</mark>")
+            joined = "".join(words)
+            inner = joined.strip()
+            if same or not inner:
+                side.append(text(joined))
+            else:
+                begin = joined.index(inner)
+                end = joined[begin + len(inner) :]
+                side.append(f"{joined[:begin]}{mark}{text(inner)}</mark>{end}")
     return Html("".join(marked[0])), Html("".join(marked[1]))
 
 

@@ -116,7 +116,8 @@ def _lines(path: Path, recorded: Mapping[str, Any], notes: list[str], most: int 
     with path.open(encoding="utf-8", errors="replace") as file:
         found, wrong = _objects(islice(file, most))
     if wrong:
-        notes.append(f"{name}: {len(wrong):,} lines cannot be read, the first is line {wrong[0]}")
+        lines = f"line {wrong[0]}" if len(wrong) == 1 else f"{len(wrong):,} lines, the first of them line {wrong[0]},"
+        notes.append(f"{name}: {lines} cannot be read")
     return found
 
 

@@ -16,8 +16,8 @@ from finetune.report.words import lasted
 
 SHOWN = 6
 """Samples that a section shows."""
-ANSWERS = 12
-"""Prompts whose answers are shown."""
+ANSWERS = 24
+"""Prompts whose answers are shown where they are what the page is about, or in a box to be opened."""
 LONGEST = 3000
 """Characters of a text that are shown."""
 _INTERVAL = ("low", "high")
@@ -40,15 +40,13 @@ def answers(run: FinishedRun) -> Html:
     newest = found[-1]
     names = [str(name) for name in newest.results.get("names") or ()]
     rows = [answer_row(row, names) for row in newest.rows]
-    return join(
-        [
-            Html(
-                f"<p>{_settings_words(newest)} The words that differ between the last two are marked: underlined with "
-                "dots before, with a line after.</p>"
-            ),
-            samples(rows, limit=ANSWERS),
-        ]
+    how = (
+        f"{_settings_words(newest)} The words that differ between the last two are marked: underlined with dots in the "
+        "earlier, with a line in the later."
     )
+    rest = samples(rows[SHOWN:], limit=ANSWERS)
+    more = f"<details><summary>{len(rows) - SHOWN:,} more</summary>{rest}</details>" if len(rows) > SHOWN else ""
+    return Html(f"<p>{how}</p>{samples(rows[:SHOWN], limit=SHOWN)}{more}")
 
 
 def answer_row(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -57,6 +57,11 @@ def notes(run: FinishedRun) -> Html:
 
 def what(run: FinishedRun) -> Html:
     """The facts of a run that people look up."""
+    return facts(known(run))
+
+
+def known(run: FinishedRun) -> list[tuple[str, object]]:
+    """Those facts by name, as far as the manifest has them."""
     about = run.manifest
     base, family = about.get("base") or {}, about.get("family") or {}
     resolved, adapter = about.get("resolved") or {}, (about.get("recipe") or {}).get("adapter") or {}
@@ -80,7 +85,7 @@ def what(run: FinishedRun) -> Html:
         speed = metrics["tokens"] / max(metrics["seconds"], 1e-9)
         pairs.append(("tokens seen", f"{metrics['tokens']:,}, {number(speed)} a second"))
     pairs += [("finished", about.get("finished")), ("fingerprint", Html(f"<code>{text(run.fingerprint[:12])}</code>"))]
-    return facts((name, value) for name, value in pairs if value not in (None, ""))
+    return [(name, value) for name, value in pairs if value not in (None, "")]
 
 
 def data(run: FinishedRun) -> Html:

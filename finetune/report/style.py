@@ -32,7 +32,8 @@ STYLE = f"""\
   background:var(--ft-panel)}}
 .ft table.ft-table th,.ft table.ft-table td{{text-align:left;vertical-align:top;padding:.4rem .75rem;
   border:0;border-top:1px solid var(--ft-line);overflow-wrap:normal;color:inherit;background:none;white-space:normal}}
-.ft table.ft-table td{{min-width:4.5rem;max-width:32rem;overflow-wrap:anywhere}}
+.ft table.ft-table td{{min-width:4.5rem;max-width:32rem;overflow-wrap:break-word}}
+.ft table.ft-table td code{{display:inline-block;min-width:14rem;overflow-wrap:anywhere}}
 .ft table.ft-table thead th{{border-top:0;background:var(--ft-panel);font-weight:600;white-space:nowrap}}
 .ft table.ft-table .ft-number{{text-align:right;white-space:nowrap;overflow-wrap:normal}}
 .ft dl.ft-facts{{display:grid;grid-template-columns:minmax(7rem,max-content) minmax(0,1fr);gap:.25rem 1.25rem;
@@ -67,5 +68,6 @@ STYLE = f"""\
 .ft svg.ft-curve .ft-2{{stroke:var(--ft-2);color:var(--ft-2)}}
 .ft svg.ft-curve .ft-3{{stroke:var(--ft-3);color:var(--ft-3)}}
 .ft svg.ft-curve .ft-4{{stroke:var(--ft-4);color:var(--ft-4)}}
-@media print{{.ft .ft-scroll{{overflow:visible}}.ft figure.ft-code pre{{max-height:none;white-space:pre-wrap}}}}
+@media print{{.ft .ft-scroll{{overflow:visible}}.ft table.ft-table :is(td,th){{overflow-wrap:anywhere;white-space:normal;
+  min-width:0}}.ft figure.ft-code pre{{max-height:none;white-space:pre-wrap}}}}
 """

@@ -72,12 +72,12 @@ def test_samples_side_by_side_begin_with_the_base():
     root = parsed(samples([{"prompt": "Hi", "sft": "Hello there", "base": "Hello"}]))
     names = [element.text for element in root.iter("span") if element.get("class") == "ft-name"]
     assert names == ["prompt", "base", "sft"]
-    assert [mark.text for mark in root.iter("mark")] == [" there"]
+    assert [mark.text for mark in root.iter("mark")] == ["there"]
     same = samples([{"prompt": "Hi", "sft": "Hello", "base": "Hello"}])
     assert "sft, the same as base" in same and "<mark" not in same
     three = samples([{"prompt": "Hi", "sft": "Hello", "ppo": "Hello you", "base": "Well"}])
     assert re.findall(r"ft-name\">(\w+)<", three) == ["prompt", "base", "sft", "ppo"]
-    assert three.count("<mark") == 1 and "<mark> you</mark>" in three
+    assert three.count("<mark") == 1 and " <mark>you</mark>" in three
     assert "<mark" not in samples([{"prompt": "Hi", "a": "x", "b": "y"}], mark=False)
 
 
