@@ -68,6 +68,9 @@ STYLE = f"""\
 .ft svg.ft-curve .ft-2{{stroke:var(--ft-2);color:var(--ft-2)}}
 .ft svg.ft-curve .ft-3{{stroke:var(--ft-3);color:var(--ft-3)}}
 .ft svg.ft-curve .ft-4{{stroke:var(--ft-4);color:var(--ft-4)}}
-@media print{{.ft .ft-scroll{{overflow:visible}}.ft table.ft-table :is(td,th){{overflow-wrap:anywhere;white-space:normal;
-  min-width:0}}.ft figure.ft-code pre{{max-height:none;white-space:pre-wrap}}}}
+@media print{{
+.ft .ft-scroll{{overflow:visible}}
+.ft table.ft-table th,.ft table.ft-table td{{overflow-wrap:anywhere;white-space:normal;min-width:0}}
+.ft figure.ft-code pre{{max-height:none;white-space:pre-wrap}}
+}}
 """
