@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from finetune.api import Chat as Chat
     from finetune.api import Comparison as Comparison
     from finetune.api import Inspection as Inspection
+    from finetune.api import Measured as Measured
     from finetune.api import Plan as Plan
     from finetune.api import Recipe as Recipe
     from finetune.api import Results as Results
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = frozenset({
-    "Answer", "Chat", "Comparison", "Inspection", "Plan", "Recipe", "Results", "Run", "Scorer", "compare", "evaluate",
-    "export", "load", "load_scorer", "merge", "open_run", "publish", "report", "run",
+    "Answer", "Chat", "Comparison", "Inspection", "Measured", "Plan", "Recipe", "Results", "Run", "Scorer", "compare",
+    "evaluate", "export", "load", "load_scorer", "merge", "open_run", "publish", "report", "run",
 })  # fmt: skip
 """What finetune.api has, offered here."""
 

@@ -6,6 +6,7 @@ Importing it imports no torch; what trains or answers does so when it is called.
 from finetune.api.answers import Answer, Chat, Chunk, load
 from finetune.api.comparison import Comparison, compare
 from finetune.api.inspection import Inspection
+from finetune.api.measured import Measured
 from finetune.api.measures import evaluate, report
 from finetune.api.planned import Plan
 from finetune.api.recipe import Recipe
@@ -21,6 +22,7 @@ __all__ = [
     "Comparison",
     "Inspection",
     "Log",
+    "Measured",
     "Plan",
     "Plot",
     "Recipe",

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from finetune.api.answers import BASE
+from finetune.api.measured import Measured
 from finetune.api.recipe import PathLike, Recipe
 from finetune.api.runs import RunLike, as_run
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
-from finetune.plan.evaluations import Evaluation
 from finetune.plan.plan import make_plan
 from finetune.quiet import calm_libraries, quiet_libraries
+from finetune.recipe.data_settings import DataFormat
 from finetune.report.read import FinishedRun, read_run
+
+if TYPE_CHECKING:
+    from finetune.evaluation.judge import RemoteJudge
 
 _HAVE_ROWS = ("sft", "dpo", "ppo", "grpo", "rloo")
 """Kinds whose runs answer, and have rows of their own to be asked."""
+_ASK = ("reward", "win_rate", "ifeval", "gsm8k", "answers")
+"""Tasks that have the run answer."""
 
 
 def evaluate(
@@ -26,26 +33,76 @@ def evaluate(
     *,
     data: PathLike | None = None,
     against: RunLike | None = None,
+    judge: RunLike | None = None,
+    judge_model: str | None = None,
     base: str | None = None,
     limit: int | None = None,
-) -> Evaluation:
-    """Measure a finished run, and keep what was found in its folder. The tasks and options of `finetune eval`.
+    temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
+    data_format: DataFormat = "auto",
+    slices: Sequence[str] = (),
+    tie: float = 0.0,
+    shots: int = 0,
+    examples: PathLike | None = None,
+    lm_tasks: Sequence[str] = (),
+    lm_path: PathLike | None = None,
+) -> Measured:
+    """Measure a finished run, and keep what was found in its folder: the tasks and options of `finetune eval`.
 
-    task: loss, score, reward, win_rate, ifeval, gsm8k, answers or lm_eval. data: a file of rows or prompts. against:
-    the other run of a comparison, or "base". base: where the runs' base is, if it is not where they had it. limit: at
-    most so many prompts. Raises InputError and its kinds, DivergedError.
+    task: loss, score, reward, win_rate, ifeval, gsm8k, answers or lm_eval. data: a file of rows, prompts or problems,
+    None = the run's own held-out rows, where the task can use them. against: the other run of a comparison, or "base".
+    judge: a reward model's run, or the address of an OpenAI-compatible server, with judge_model its model's name there:
+    only then is anything sent, and only there. base: where the runs' base is, if it is not where they had it. limit: at
+    most so many rows. temperature and the like: how answers are drawn, None = greedy, with room for what is asked.
 
-        ft.evaluate(results["sft"], "loss", data="held_out.jsonl").results
+    Raises InputError and its kinds, DivergedError, FinetuneError where a judge fails.
+
+        ft.evaluate(results["sft"], "loss", data="held_out.jsonl")
+        ft.evaluate(results["dpo"], "win_rate", against=results["sft"], judge=results["helpful"])
     """
     quiet_libraries()
     calm_libraries()
-    from finetune.evaluation.tasks import evaluate as measure
+    from finetune.evaluation import tasks
 
-    other: Path | Literal["base"] | None = None
-    if against is not None:
-        other = "base" if against == BASE else Path(against)
-    place = None if data is None else Path(data)
-    return measure(Path(run), task, data=place, against=other, base=base, limit=limit, say=print)
+    changes = {"temperature": temperature, "max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}
+    given = {name: value for name, value in changes.items() if value is not None}
+    found = tasks.evaluate(
+        Path(run),
+        task,
+        data=_path(data),
+        against=None if against is None else "base" if against == BASE else Path(against),
+        judge=_judge(judge, judge_model),
+        base=base,
+        limit=limit,
+        answering=tasks.usual_answering(task, **given) if given or task in _ASK else None,
+        data_format=data_format,
+        slices=slices,
+        tie=tie,
+        shots=shots,
+        examples=_path(examples),
+        lm_tasks=lm_tasks,
+        lm_path=_path(lm_path),
+        say=print,
+    )
+    return Measured.of(found)
+
+
+def _judge(judge: RunLike | None, model: str | None) -> Path | RemoteJudge | None:
+    from finetune.evaluation.judge import RemoteJudge
+
+    if isinstance(judge, str) and "://" in judge:
+        if model is None:
+            raise InputError("judge_model: which model at that address? Its own list is at …/v1/models")
+        return RemoteJudge(judge, model)
+    if model is not None:
+        raise InputError("judge_model belongs to a judge that is an address")
+    return None if judge is None else Path(judge)
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def report(

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from finetune.api.measured import Measured
 from finetune.api.recipe import PathLike, Recipe
 from finetune.errors import InputError
 from finetune.notebook.page import boxed, heading, side_by_side
-from finetune.plan.evaluations import Evaluation, read_evaluations
+from finetune.plan.evaluations import read_evaluations
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.plan.plan import make_plan
 from finetune.report.charts import charts
@@ -179,9 +180,9 @@ class Run:
         return found
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[Measured]:
         """What `ft.evaluate` measured of this run, the oldest first."""
-        return read_evaluations(self.folder)
+        return [Measured.of(found) for found in read_evaluations(self.folder)]
 
     @cached_property
     def log(self) -> Log:

@@ -101,5 +101,10 @@ def test_reward_models_score(chain: Chain) -> None:
 def test_measured(chain: Chain) -> None:
     found = ft.evaluate(chain.results["dpo"], "answers", limit=2)
     assert len(found.rows) == 2 and [kept.results for kept in chain.results["dpo"].evaluations] == [found.results]
+    assert repr(found).startswith("answers on held-out rows of dpo, 2 rows") and "<table" in found._repr_html_()
+    loss = ft.evaluate(chain.results["sft"], "loss", data=chain.recipe.folder / "questions.jsonl")
+    assert list(loss.frame()["row"]) == list(range(24)) and loss.results["loss"]
+    with pytest.raises(InputError, match="which model at that address"):
+        ft.evaluate(chain.results["dpo"], "win_rate", against="base", judge="http://127.0.0.1:9/v1")
     with pytest.raises(InputError, match="no task 'los'"):
         ft.evaluate(chain.results["dpo"], "los")
