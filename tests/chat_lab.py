@@ -13,11 +13,17 @@ import yaml
 from stage_recipes import PAIRS, reward_stage, tiny_base, train, write_jsonl
 from tiny import tiny_spm_tokenizer
 
+from finetune.chat.model import Answering
+from finetune.shapes import Dialog, Message
+
 __all__ = ["Lab", "lab", "say_nothing", "spm_base", "tiny_base", "walk_in"]
 
 LETTERS = "The 🦙 sings: 日本語, é!"
 """An answer whose letters are several tokens each in byte-level words."""
 PLAIN = "Rome is the capital of Italy."
+ASKED = [Dialog((Message("user", text),)) for text in ("What is 3?", "What is it?", "Who sings in the rain?")]
+WARM = Answering(temperature=1.0, top_p=0.95, max_new_tokens=40, seed=4, samples=3)
+SHORT = Answering(max_new_tokens=40)
 
 
 def say_nothing(line: str) -> None:

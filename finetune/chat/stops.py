@@ -18,10 +18,10 @@ class StopTexts:
         if self.ended:
             return ""
         text = self._held + piece
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:  # the one that is complete first, however the text was cut into pieces
             self.ended, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = max((_begun(text, stop) for stop in self._stops), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from chat_lab import LETTERS, PLAIN, Lab, by_heart, questions, say_nothing, walk_in
+from chat_lab import ASKED, LETTERS, PLAIN, SHORT, WARM, Lab, by_heart, questions, say_nothing, walk_in
 from peft import PeftModel
 from stage_recipes import write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,17 +23,9 @@ from finetune.errors import InputError
 from finetune.families.base import RenderError
 from finetune.shapes import Completion, Dialog, Message, Origin, Text
 
-ASKED = [Dialog((Message("user", text),)) for text in ("What is 3?", "What is it?", "Who sings in the rain?")]
 FOLLOWED = Dialog((*ASKED[0].messages, Message("assistant", "It is Rome."), Message("user", "What is 5?")))
 WITH_SYSTEM = Dialog((Message("system", "You are a llama."), *ASKED[1].messages))
-WARM = Answering(temperature=1.0, top_p=0.95, max_new_tokens=40, seed=4, samples=3)
 STOPS = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "</s>")
-SHORT = Answering(max_new_tokens=40)
-
-
-@pytest.fixture(scope="module")
-def chat(lab: Lab):
-    return open_chat({name: lab.runs[name] for name in ("letters", "plain")}, say=say_nothing)
 
 
 def transformers_says(base: Path, run: Path | None, words: Path, dialogs, *, raw=None):
