@@ -42,7 +42,11 @@ class TensorBoardTracker:
             told = json.dumps({**config, "resolved": dict(resolved)}, indent=2, ensure_ascii=False)
             self._text("stage", 0, "    " + told.replace("\n", "\n    "))
 
-    def log(self, metrics: Metrics) -> None:
+    @property
+    def kept(self) -> None:
+        """Every line is in the file when `log` returns."""
+
+    def log(self, number: int, metrics: Metrics) -> None:
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
             for name, value in metrics.items()
@@ -50,7 +54,7 @@ class TensorBoardTracker:
         ]
         self._write(step=int(metrics["step"] or 0), summary=self._summary(value=values))
 
-    def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def samples(self, number: int, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         shown = list(islice(rows, _ROWS))
         if shown:
             self._text(f"samples/{name}", step, markdown_table(shown))

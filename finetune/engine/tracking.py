@@ -32,12 +32,16 @@ class End:
 
 
 class Tracker(Protocol):
-    """One place that a stage's metrics are shown in."""
+    """One place that a stage's metrics are shown in. number: counts all that it is told, from 0, over all sessions."""
 
-    def log(self, metrics: Metrics) -> None:
+    @property
+    def kept(self) -> int | None:
+        """How much of what earlier sessions told it has arrived; None = all. Asked once, before anything is told."""
+
+    def log(self, number: int, metrics: Metrics) -> None:
         """A line of metrics.jsonl; several can have the same `step`."""
 
-    def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def samples(self, number: int, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """A table of what the model, or the data, says at a step; the rows have the same keys. It may take fewer."""
 
     def close(self, end: End) -> None: ...
@@ -66,14 +70,15 @@ class Tracking:
         for name, open_tracker in self._openers.items():
             if name not in self._open:
                 self._open[name] = open_tracker(resolved)
+                if (kept := self._open[name].kept) is not None:
+                    self._told.keep(name, kept)
 
     def catch_up(self, lines: Sequence[Metrics]) -> None:
         """The lines that metrics.jsonl has at the start: all that a resumed stage does not do again."""
         self._line = len(lines)
         for name, tracker in self._open.items():
             for number in range(self._told.lines(name), len(lines)):
-                self._told.add({"tracker": name, "lines": number + 1})
-                tracker.log(lines[number])
+                tracker.log(self._told.add({"tracker": name, "lines": number + 1}), lines[number])
 
     def log(self, metrics: Metrics) -> None:
         """The next line of metrics.jsonl."""
@@ -81,16 +86,16 @@ class Tracking:
         for name, tracker in self._open.items():
             if self._line > self._told.lines(name):
                 # First: a kill between the two leaves a point out, where the other order could tell it twice.
-                self._told.add({"tracker": name, "lines": self._line})
-                tracker.log(metrics)
+                number = self._told.add({"tracker": name, "lines": self._line})
+                tracker.log(number, metrics)
 
     def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show a table of samples, unless an earlier session has shown that of this step. rows: read where needed."""
         wanted = [key for key in self._open if step > self._told.step(key, name)]
         taken = list(islice(rows, MOST_SAMPLES)) if wanted else []
         for key in wanted:
-            self._told.add({"tracker": key, "samples": name, "step": step})
-            self._open[key].samples(name, step, taken)
+            number = self._told.add({"tracker": key, "samples": name, "step": step})
+            self._open[key].samples(number, name, step, taken)
 
     def finish(self, results: Mapping[str, Any], resolved: Mapping[str, Any], folder: Path) -> None:
         """The stage is done and proven: its results, what was resolved for it, and the folder of what it made."""
@@ -117,34 +122,64 @@ def no_tracking() -> Tracking:
     return Tracking(Path(), {})
 
 
+@dataclass
+class _Share:
+    """What one tracker has been told. marks: one for each thing; count: of them, which is the next one's number."""
+
+    marks: list[Mapping[str, Any]] = field(default_factory=list)
+    count: int = 0
+    lines: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
+
+    def note(self, mark: Mapping[str, Any]) -> None:
+        if "kept" in mark:
+            marks, self.marks, self.lines, self.steps = self.marks[: mark["kept"]], [], 0, {}
+            for one in marks:
+                self.note(one)
+            self.count = mark["kept"]
+            return
+        self.marks.append(mark)
+        self.count += 1
+        self.lines = mark.get("lines", self.lines)
+        if "samples" in mark:
+            self.steps[mark["samples"]] = mark["step"]
+
+
 class _Told:
-    """What each tracker has been told, by earlier sessions and this one: one line of JSON for each line and table."""
+    """What the trackers have been told, by earlier sessions and this one; in a file, one mark a line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lines: dict[str, int] = {}
-        self._steps: dict[tuple[str, str], int] = {}
+        self._shares: dict[str, _Share] = {}
         for mark in _whole_lines(path):
-            self._note(mark)
+            self._share(mark["tracker"]).note(mark)
 
     def lines(self, tracker: str) -> int:
         """How many lines of metrics.jsonl."""
-        return self._lines.get(tracker, 0)
+        return self._share(tracker).lines
 
     def step(self, tracker: str, samples: str) -> int:
         """The step of the last table of this name, -1 before the first."""
-        return self._steps.get((tracker, samples), -1)
+        return self._share(tracker).steps.get(samples, -1)
 
-    def add(self, mark: Mapping[str, Any]) -> None:
-        self._note(mark)
+    def keep(self, tracker: str, count: int) -> None:
+        """Of what a tracker was told, only the first `count` have arrived."""
+        if count != self._share(tracker).count:
+            self._add({"tracker": tracker, "kept": count})
+
+    def add(self, mark: Mapping[str, Any]) -> int:
+        """Note what is told next. Returns its number."""
+        number = self._share(mark["tracker"]).count
+        self._add(mark)
+        return number
+
+    def _add(self, mark: Mapping[str, Any]) -> None:
+        self._share(mark["tracker"]).note(mark)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(mark) + "\n")
 
-    def _note(self, mark: Mapping[str, Any]) -> None:
-        if "lines" in mark:
-            self._lines[mark["tracker"]] = mark["lines"]
-        else:
-            self._steps[mark["tracker"], mark["samples"]] = mark["step"]
+    def _share(self, tracker: str) -> _Share:
+        return self._shares.setdefault(tracker, _Share())
 
 
 class MetricsFile:
@@ -181,7 +216,11 @@ class MetricsFile:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, without a last line that a kill cut short."""
+    """The JSON objects of a file; a last line that a kill cut short is cut off, so that the next stands by itself."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(path, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]

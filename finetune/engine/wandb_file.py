@@ -5,6 +5,7 @@ wandb's `finish` returns before its service has written the file's end, and a ru
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ _BLOCK = 32768
 _HEADER = 7
 """Bytes of the file's header, and of each part's: checksum (4), length (2), kind (1)."""
 _WHOLE, _FIRST, _LAST = 1, 2, 4
+_END_BLOCKS, _ROW_BLOCKS = 2, 32
+"""How much of a file's end is read for its last record, and for its last row: 64 KiB and 1 MiB."""
 _PATIENCE = 30.0
 """Seconds; it takes milliseconds."""
 
@@ -49,10 +52,23 @@ def read_records(content: bytes, *, from_start: bool = True) -> Iterator[Any]:
             yield Record.FromString(parts)
 
 
+def rows_written(path: Path) -> int:
+    """One more than the number (`_step`) of the last row of the history; 0 where there is none."""
+    rows = 0
+    for record in _last_records(path, _ROW_BLOCKS):
+        for item in record.history.item:
+            if item.nested_key == ["_step"] or item.key == "_step":
+                rows = int(json.loads(item.value_json)) + 1
+    return rows
+
+
 def _has_end(path: Path) -> bool:
-    """Whether one of the last records, those of two blocks at most, says that the run has ended."""
-    start = max(0, path.stat().st_size // _BLOCK - 1) * _BLOCK
+    return any(record.HasField("exit") for record in _last_records(path, _END_BLOCKS))
+
+
+def _last_records(path: Path, blocks: int) -> Iterator[Any]:
+    """The records that begin in the last blocks of a file."""
+    start = max(0, path.stat().st_size // _BLOCK + 1 - blocks) * _BLOCK
     with path.open("rb") as file:
         file.seek(start)
-        tail = file.read()
-    return any(record.WhichOneof("record_type") == "exit" for record in read_records(tail, from_start=start == 0))
+        return read_records(file.read(), from_start=start == 0)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from finetune.durable import write_json
 from finetune.engine.lineage import Lineage
 from finetune.engine.tracking import End, Metrics
-from finetune.engine.wandb_file import wait_for_end
+from finetune.engine.wandb_file import rows_written, wait_for_end
 from finetune.errors import InputError
 from finetune.recipe.settings import WandbSettings
 
@@ -49,6 +49,8 @@ class WandbTracker:
         sends_less: dict[str | None, Literal["offline", "disabled"]] = {"offline": "offline", "disabled": "disabled"}
         mode = sends_less.get(told, settings.mode)
         note = _read_note(folder) or _new_note(folder, settings, lineage)
+        earlier = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+        self._written = max((rows_written(file) for file in earlier), default=0)
         try:
             self._run = wandb.init(
                 project=settings.project,
@@ -68,7 +70,8 @@ class WandbTracker:
                     console="off",
                     disable_git=True,
                     save_code=False,
-                    host="-",  # wandb's default is this machine's name
+                    host="-",  # wandb's default is this machine's name,
+                    program="finetune",  # and the path of the command
                     x_disable_stats=True,
                     x_disable_meta=True,  # user name, paths and command line stay here
                     x_disable_machine_info=True,
@@ -83,23 +86,31 @@ class WandbTracker:
             else:
                 cure = "Log in with `wandb login`, or set mode: offline"
             raise InputError(f"track.wandb: {reason}. {cure}") from error
-        # wandb's own step counts the calls, so that none of them is ever refused; curves are drawn over ours.
+        # wandb takes no row whose number is not above the last one's: it gets the count of all that it was told, which
+        # goes on in a resumed session. Curves are drawn over our step.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         say(f"wandb: {mode}, project {settings.project}, run {note['run']}")
         self._use_inputs()
 
-    def log(self, metrics: Metrics) -> None:
-        self._run.log({key: value for key, value in metrics.items() if value is not None})
+    @property
+    def kept(self) -> int | None:
+        """A kill -9 takes what wandb has not yet written, or sent; what it has is known from its last row's number."""
+        if self._run.disabled:
+            return None
+        return self._written if self._run.offline else int(self._run.starting_step)
 
-    def samples(self, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    def log(self, number: int, metrics: Metrics) -> None:
+        self._run.log({key: value for key, value in metrics.items() if value is not None}, step=number)
+
+    def samples(self, number: int, name: str, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         shown = list(islice(rows, self._settings.samples))
         if shown:
             columns = list(shown[0])
             table = self._wandb.Table(
                 columns=columns, data=[[row[key] for key in columns] for row in shown], allow_mixed_types=True
             )
-            self._run.log({"step": step, f"samples/{name}": table})
+            self._run.log({"step": step, f"samples/{name}": table}, step=number)
 
     def close(self, end: End) -> None:
         if end.how == "finished":

@@ -639,7 +639,7 @@ def told(lab: Lab, rows: list[dict[str, str]], **values: Any) -> dict[str, list[
             folder,
             lambda line: None,
         )
-        tracker.samples("said", 1, rows)
+        tracker.samples(0, "said", 1, rows)
         tracker.close(End("finished", {}, {}, lab.run().folder))
     [written] = folder.glob("wandb/offline-run-*/*.wandb")
     made = [record.artifact for record in read_records(written.read_bytes()) if record.HasField("artifact")]

@@ -62,8 +62,9 @@ def test_wandb_mode_of_the_environment_only_ever_sends_less(
     lineage = describe_stage(plan, plan.stage("sft"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = WandbTracker(WandbSettings(project="p", mode="online", samples=1), lineage, {}, tmp_path, lambda line: None)
-    run.log({"step": 1, "loss": 1.0})
-    run.samples("kept", 1, [{"prompt": "p"}])
+    assert run.kept is None
+    run.log(0, {"step": 1, "loss": 1.0})
+    run.samples(1, "kept", 1, [{"prompt": "p"}])
     run.close(End("finished", {"metrics": {}}, {}, tmp_path))
     assert not list(tmp_path.rglob("*.wandb"))
 
@@ -72,14 +73,18 @@ def test_wandb_mode_of_the_environment_only_ever_sends_less(
 class Notes:
     """A tracker that writes down what it is told."""
 
+    kept: int | None = None
     lines: list[int] = field(default_factory=list)
     tables: list[tuple[str, int, int]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     end: End | None = None
 
-    def log(self, metrics: Mapping[str, Any]) -> None:
+    def log(self, number: int, metrics: Mapping[str, Any]) -> None:
+        self.numbers.append(number)
         self.lines.append(metrics["step"])
 
-    def samples(self, name: str, step: int, rows: Any) -> None:
+    def samples(self, number: int, name: str, step: int, rows: Any) -> None:
+        self.numbers.append(number)
         self.tables.append((name, step, len(list(rows))))
 
     def close(self, end: End) -> None:
@@ -109,6 +114,19 @@ def test_every_line_is_told_once(tmp_path: Path) -> None:
     follow(tmp_path, {"one": second, "two": other}, resumed_at=3, until=8)
     assert second.lines == [7, 8] and second.tables == [("said", 8, 3)]
     assert other.lines == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert first.numbers + second.numbers == list(range(12)) and other.numbers == list(range(11))
+
+
+def test_what_a_kill_took_from_a_tracker_is_told_again(tmp_path: Path) -> None:
+    """Of 9 things told (6 lines, 3 tables), 5 have arrived: lines 1 to 4, and the table of step 2."""
+    first, second = Notes(), Notes(kept=5)
+    follow(tmp_path, {"one": first}, until=6)
+    follow(tmp_path, {"one": second}, resumed_at=3, until=7)
+    assert second.lines == [5, 6, 7] and [step for _, step, _ in second.tables] == [4, 6]
+    assert second.numbers == [5, 6, 7, 8, 9]
+    third = Notes()
+    follow(tmp_path, {"one": third}, resumed_at=7, until=8)
+    assert third.lines == [8]
 
 
 def test_the_end_is_told_to_every_tracker(tmp_path: Path) -> None:
