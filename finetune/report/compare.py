@@ -92,13 +92,23 @@ def _sections(
     found = [
         ("results", "Results", _results(first, second, names)),
         ("settings", "What the settings differ in", _settings(settings, names, first.kind == second.kind)),
-        ("answers", "Answers to the same prompts", samples(answers, limit=ANSWERS) if answers else Html("")),
+        ("answers", "Answers to the same prompts", _answers(answers, names)),
         ("curves", "Curves", Html(f'<div class="grid">{drawn}</div>') if drawn else Html("")),
         ("data", "Data", _differ(differences.data_differences(first, second), names, "Data")),
         ("environment", "Environment", _differ(surroundings, names, "Hardware and libraries")),
         ("facts", "The runs", _facts(first, second, names)),
     ]
     return [Section(f"{prefix}{id}", title, body, level) for id, title, body in found if body]
+
+
+def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> Html:
+    """How many answers are the same, and those that differ first."""
+    if not rows:
+        return Html("")
+    differ = [row for row in rows if row[names[0]] != row[names[1]]]
+    same = [row for row in rows if row[names[0]] == row[names[1]]]
+    told = f"{len(rows):,} prompts: {len(differ):,} answers differ, {len(same):,} are the same."
+    return Html(f"<p>{told}</p>{samples([*differ, *same], limit=ANSWERS)}")
 
 
 def _results(first: FinishedRun, second: FinishedRun, names: tuple[str, str]) -> Html:

@@ -103,8 +103,9 @@ def page(title: str, first: Html, parts: Sequence[Section]) -> str:
         '<meta name="color-scheme" content="light dark">\n'
         f'<link rel="icon" href="{_EMPTY_ICON}">\n<style>\n{STYLE}{PAGE_STYLE}</style>\n</head>\n<body class="ft">\n'
         f'<a class="skip" href="#main">To the content</a>\n<div class="page">\n'
+        f"<header><h1>{text(title)}</h1>{first}</header>\n"
         f'<nav aria-label="Contents"><ol>{contents}</ol></nav>\n'
-        f'<main id="main"><h1>{text(title)}</h1>{first}{body}</main>\n</div>\n</body>\n</html>\n'
+        f'<main id="main">{body}</main>\n</div>\n</body>\n</html>\n'
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 PAGE_STYLE = """\
 .ft{margin:0}
 .ft .page{max-width:78rem;margin:0 auto;padding:1.25rem clamp(1rem,3vw,2.5rem) 5rem}
-.ft main{min-width:0}
+.ft main,.ft header{min-width:0}
 .ft h1{font-size:clamp(1.5rem,5vw,2.1rem);line-height:1.2;margin:.25rem 0 .75rem;letter-spacing:-.01em}
 .ft h2{font-size:1.35rem;line-height:1.25;margin:3rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--ft-line);
   scroll-margin-top:.5rem}
@@ -15,7 +15,7 @@ PAGE_STYLE = """\
 .ft .skip:not(:focus){position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .ft .skip:focus{position:absolute;left:1rem;top:.5rem;background:var(--ft-paper);padding:.25rem .5rem}
 .ft ul{margin:.6rem 0;padding-left:1.25rem;max-width:46rem}
-.ft nav ol{list-style:none;margin:0 0 1.5rem;padding:.75rem 1rem;max-height:12rem;overflow-y:auto;font-size:.93rem;
+.ft nav ol{list-style:none;margin:1.25rem 0 0;padding:.75rem 1rem;max-height:12rem;overflow-y:auto;font-size:.93rem;
   border:1px solid var(--ft-line);border-radius:6px;columns:11rem}
 .ft nav li{break-inside:avoid;padding:.1rem 0}
 .ft nav li.level-3{display:none}
@@ -40,9 +40,11 @@ PAGE_STYLE = """\
 .ft summary{cursor:pointer;color:var(--ft-link);padding:.25rem 0}
 .ft code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.92em}
 @media (min-width:68rem){
-.ft .page{display:grid;grid-template-columns:13rem minmax(0,1fr);gap:0 3rem}
-.ft nav{position:sticky;top:1rem;align-self:start}
-.ft nav ol{border:0;padding:0;columns:auto;max-height:calc(100vh - 2rem)}
+.ft .page{display:grid;grid-template:"nav head" auto "nav main" 1fr / 13rem minmax(0,1fr);gap:0 3rem}
+.ft header{grid-area:head}
+.ft main{grid-area:main}
+.ft nav{grid-area:nav;position:sticky;top:1rem;align-self:start}
+.ft nav ol{border:0;margin:0;padding:.5rem 0 0;columns:auto;max-height:calc(100vh - 2rem)}
 .ft nav li.level-3{display:block;padding-left:1rem}
 }
 @media print{

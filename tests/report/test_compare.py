@@ -67,6 +67,7 @@ def test_answers_of_both_to_the_same_prompts(tmp_path):
     rows = answers_of_both(first, second, ("A", "B"))
     assert rows == [{"prompt": f"Ask {n}?", "A": f"old {n}", "B": f"new {n}"} for n in range(3)]
     content = comparison_page([(first, second)], ("A", "B"), {})
+    assert "3 prompts: 3 answers differ, 0 are the same." in content
     assert '<mark class="ft-before">old</mark> 1' in content and "<mark>new</mark> 1" in content
 
 
