@@ -62,9 +62,9 @@ def _help(command: click.Command) -> str:
         if first.strip() != "\b":
             parts.append(" ".join(paragraph.split()))
             continue
-        title, _, block = rest.partition("\n")
+        title, _, block = rest.partition("\n") if rest.partition("\n")[0].endswith(":") else ("", "", rest)
         kind = "sh" if title.startswith("Example") else "text"
-        parts.append(f"{title}\n\n```{kind}\n{inspect.cleandoc(block)}\n```")
+        parts.append(f"{title}\n\n```{kind}\n{inspect.cleandoc(block)}\n```".lstrip())
     return "\n\n".join(part.replace("<", "&lt;") if "```" not in part else part for part in parts)
 
 
