@@ -48,8 +48,6 @@ def import_(theirs: Path, out: Path, tool: str | None, kind: str | None, force: 
     from finetune.durable import rename_file, write_bytes
     from finetune.migrate.migrate import migrate
 
-    if kind is not None and tool not in (None, "trl"):
-        raise InputError(f"--kind is for TRL's files, which do not say it; {tool}'s do")
     if out.is_dir():
         out = out / "recipe.yaml"
     if out.exists() and not force:

@@ -105,15 +105,12 @@ def _targets(draft: Draft, theirs: Section) -> None:
 
 
 def _init(draft: Draft, theirs: Section) -> None:
-    given = theirs.raw("peft_init_lora_weights")
-    if given in ("gaussian", "olora", "orthogonal") or (isinstance(given, str) and given == "pissa"):
-        quantised = draft.recipe["model"]["load_in"] in ("nf4", "int8") and given != "gaussian"
-        if quantised:
-            theirs.decide("peft_init_lora_weights", f"init {given} reads the base's weights: load_in bf16 or fp32")
-        else:
-            draft.carry(theirs, "peft_init_lora_weights", ("adapter", "init"), given)
-    elif given is True:
-        theirs.tell("peft_init_lora_weights", Fate.CARRIED, "→ adapter.init default")
+    key = "peft_init_lora_weights"
+    given = theirs.raw(key)
+    if isinstance(given, str) and given.lower() != "true":
+        model.initial(draft, theirs, key, given)
+    elif given is not None:
+        theirs.tell(key, Fate.CARRIED, "→ adapter.init default")
 
 
 def _track(draft: Draft, theirs: Section) -> None:
@@ -191,7 +188,8 @@ def _loss(draft: Draft, theirs: Section) -> None:
         _nll(draft, theirs, "cpo_alpha", 1.0)
     elif loss != "kto":
         _nll(draft, theirs, "rpo_alpha", 0.0)
-    if loss == "sigmoid" and (smoothing := theirs.number("dpo_label_smoothing")) is not None:
+    smoothed = draft.recipe["stages"][draft.stage]["loss"] in ("sigmoid", "robust")
+    if smoothed and (smoothing := theirs.number("dpo_label_smoothing")) is not None:
         draft.carry(theirs, "dpo_label_smoothing", draft.of_stage("label_smoothing"), float(smoothing))
 
 

@@ -106,20 +106,11 @@ def _adapter(draft: Draft, theirs: Section) -> bool:
     if saved := theirs.words("additional_target"):
         draft.carry(theirs, "additional_target", ("adapter", "modules_to_save"), saved)
     if theirs.flag("pissa_init"):
-        _pissa(draft, theirs)
-    _start(draft, theirs)
-    return False
-
-
-def _pissa(draft: Draft, theirs: Section) -> None:
-    recipe = draft.recipe
-    if recipe["model"]["load_in"] == "bf16" and not {"modules_to_save", "dora"} & set(recipe["adapter"]):
-        draft.carry(theirs, "pissa_init", ("adapter", "init"), "pissa")
+        model.initial(draft, theirs, "pissa_init", "pissa")
         theirs.tell("pissa_iter", Fate.LEFT_OUT, "the exact decomposition is taken")
         theirs.tell("pissa_convert", Fate.LEFT_OUT, "adapters are always written for the untouched base")
-    else:
-        note = "adapter.init pissa reads the base's weights: load_in bf16 or fp32, without dora and modules_to_save"
-        theirs.decide("pissa_init", note)
+    _start(draft, theirs)
+    return False
 
 
 def _start(draft: Draft, theirs: Section) -> None:

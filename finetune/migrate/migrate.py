@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import Problem, RecipeError
+from finetune.errors import InputError, Problem, RecipeError
 from finetune.migrate import axolotl, llama_factory, torchtune, trl
 from finetune.migrate.account import Account, Section
 from finetune.migrate.detect import TOOLS, tool_of
@@ -46,6 +46,8 @@ def migrate(path: Path, out: Path, *, tool: str | None = None, kind: str | None 
     document = _read(path)
     values: dict[str, Any] = document.value
     found, why = (tool, "as told with --from") if tool is not None else tool_of(values, str(path))
+    if kind is not None and found != "trl":
+        raise InputError(f"--kind is for TRL's files, which do not say their command; {path} is {TOOLS[found]}'s")
     account = Account(str(path), TOOLS[found], document.positions)
     draft = Draft(account, Places(path, out.parent, Path.cwd()))
     draft.put(("name",), _name(path))

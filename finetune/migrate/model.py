@@ -146,6 +146,21 @@ def number_of_adapter(draft: Draft, section: Section, key: str, ours: str, defau
     return written
 
 
+def initial(draft: Draft, section: Section, key: str, given: str) -> None:
+    """How LoRA begins. What peft cannot begin so is told; default stands there then."""
+    model, adapter = draft.recipe["model"], draft.recipe["adapter"]
+    if given not in ("gaussian", "orthogonal", "pissa", "olora"):
+        section.decide(key, f"there is no init {given} here (adapter.init)")
+    elif given != "gaussian" and model["load_in"] in ("nf4", "int8"):
+        section.decide(key, f"init {given} reads the base's weights, which 4 or 8 bits do not have: load_in bf16")
+    elif given in ("pissa", "olora") and (adapter.get("dora") or adapter.get("modules_to_save")):
+        section.decide(key, f"init {given} goes neither with dora nor with modules_to_save here")
+    elif given == "orthogonal" and adapter["rank"] % 2:
+        section.decide(key, "init orthogonal needs an even rank")
+    else:
+        draft.carry(section, key, ("adapter", "init"), given)
+
+
 def dropout_off(draft: Draft, section: Section, what: str) -> None:
     """Trainers that switch dropout off whatever the file says, as TRL's do where answers are compared."""
     path = ("adapter", "dropout")

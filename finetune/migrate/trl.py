@@ -157,6 +157,6 @@ def _sft(draft: Draft, theirs: Section) -> None:
             "loss_on: TRL trains on every token of rows of `messages` unless assistant_only_loss is true, and only on "
             "completions of rows with prompt and completion. Here answers are trained; loss_on: all is the other"
         )
-    if theirs.text("loss_type") == "nll":
+    if theirs.words("loss_type") == ["nll"]:
         theirs.tell("loss_type", Fate.CARRIED, "the loss of kind sft")
     loop.packed(theirs, "packing", "max_length")

@@ -16,10 +16,11 @@ def reward(draft: Draft, theirs: Section) -> None:
 
 def kto(draft: Draft, theirs: Section) -> None:
     draft.put(draft.of_stage("loss"), "kto", "trl kto")
-    if (loss := theirs.text("loss_type")) == "kto":
+    losses = theirs.words("loss_type")
+    if losses == ["kto"]:
         theirs.tell("loss_type", Fate.CARRIED, "→ loss: kto")
-    elif loss:
-        theirs.decide("loss_type", f"{loss} is not here: loss kto stands in its place")
+    elif losses:
+        theirs.decide("loss_type", f"{', '.join(losses)} is not here: loss kto stands in its place")
     _beta(draft, theirs)
     path = draft.of_stage("kto_weights")
     names = ("desirable_weight", "undesirable_weight")
@@ -70,7 +71,7 @@ def _dpo(draft: Draft, theirs: Section) -> None:
 
 def _cpo(draft: Draft, theirs: Section) -> None:
     path = draft.of_stage("loss")
-    loss = theirs.text("loss_type") or "sigmoid"
+    loss = next(iter(theirs.words("loss_type")), "sigmoid")
     if loss == "simpo":
         draft.carry(theirs, "loss_type", path, "simpo")
         margin = theirs.number("simpo_gamma")
