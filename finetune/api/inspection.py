@@ -60,7 +60,8 @@ class Inspection:
         lost = [(why, rows, "; ".join(first[:3])) for why, (rows, first) in self.left_out.items()]
         return boxed(
             heading(f"{self.stage} ({self.kind})"),
-            *(Html(f'<p class="ft-quiet" style="margin:0">{text(line)}</p>') for line in self.said),
+            *(_line(line) for line in self.said if line.startswith(_MATTERS)),
+            Html(f"<details><summary>how the rows were read</summary>{join(map(_line, self.said))}</details>"),
             table(("left out because", "rows", "the first"), lost, numeric=(1,)) if lost else "",
             _histogram(self.lengths),
             Html(f'<p><span style="{_TRAINED}">trained</span> <span class="ft-quiet">not trained</span></p>')
@@ -83,6 +84,8 @@ class Inspection:
         return ", ".join(word for word in words if word)
 
 
+_MATTERS = ("data:", "tokens:", "prompts:")
+"""How the lines begin that everybody wants to see."""
 _TRAINED = "background:var(--ft-after);border-radius:2px"
 
 
@@ -162,6 +165,10 @@ def _histogram(lengths: Sequence[tuple[int, int, int]]) -> Html:
         for low, high, count in lengths
     ]
     return join([table(("tokens", "rows", ""), bars, caption="by length in tokens", numeric=(1,))])
+
+
+def _line(line: str) -> Html:
+    return Html(f'<p class="ft-quiet" style="margin:0">{text(line)}</p>')
 
 
 def _bar(share: float) -> str:

@@ -302,7 +302,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as people read it: of a prompt's samples the texts, best first."""
-    found = {key: value for key, value in row.items() if key not in ("samples", "key", "columns")}
+    found = {key: value for key, value in row.items() if key not in ("samples", "key", "columns", "origin")}
     drawn = row.get("samples")
     if isinstance(drawn, list):
         best = sorted(drawn, key=lambda one: -float(one.get("score") or 0.0))[:2]

@@ -1,14 +1,16 @@
 """A walk over a recipe, shown in the cell that runs it: the stages as a table, and the running one's curves.
 
-Written anew at most every second and a half: a page has its cost too. Only plain data is kept, and at most so many
-points of a curve as a picture can show.
+Written anew at most every second and a half: a page has its cost too. The curves are those of the stage's own log, so
+that they go on where an earlier session stopped.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from finetune.engine.progress import duration, seconds_left, summary
@@ -23,14 +25,50 @@ SECONDS = 1.5
 """Between two pictures."""
 _KEPT_LINES = 6
 """Of what was said last."""
-_PICTURES: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("loss", ("loss", "held_out_loss")),
-    ("reward", ("reward", "held_out_reward")),
-    ("KL, nats an answer", ("kl", "held_out_kl")),
-    ("score", ("score", "best")),
-    ("accuracy", ("accuracy", "held_out_accuracy")),
+_PICTURES: Sequence[tuple[str, str, tuple[str, ...]]] = (
+    ("Loss", "loss", ("loss", "held_out_loss")),
+    ("Reward", "mean score", ("reward", "held_out_reward")),
+    ("KL to the reference", "nats an answer", ("kl", "held_out_kl")),
+    ("Score of samples", "mean score", ("score", "best")),
+    ("Accuracy on comparisons", "share", ("accuracy", "held_out_accuracy")),
 )
-"""(title, metrics): the curves that are drawn, where a stage has them; of the first four that it has."""
+"""(title, axis, names in metrics.jsonl): the curves that are drawn, of the first four that a stage has."""
+_DRAWN = frozenset(name for _, _, names in _PICTURES for name in names)
+_MOST_POINTS = 2000
+"""Of a curve; what comes beyond is thinned to what a picture can show."""
+
+
+class _Curves:
+    """The running stage's curves, read from its metrics.jsonl as it grows: what an earlier session logged, too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.read = path, 0
+        self.points: dict[str, list[tuple[float, float]]] = {}
+
+    def update(self) -> None:
+        """Read what has been added, as far as its last line is whole."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.read)
+            added, newline, _ = file.read().rpartition(b"\n")
+        self.read += len(added) + len(newline)
+        for line in added.splitlines():
+            metrics = json.loads(line)
+            for name in _DRAWN & metrics.keys():
+                if isinstance(metrics[name], int | float):
+                    points = self.points.setdefault(name, [])
+                    points.append((float(metrics["step"]), float(metrics[name])))
+                    if len(points) > _MOST_POINTS:
+                        points[:] = thinned(points)
+
+    def html(self) -> Html:
+        drawn = []
+        for title, y, names in _PICTURES:
+            lines = {name.replace("_", " "): self.points[name] for name in names if name in self.points}
+            if lines:
+                drawn.append(curve(lines, title=title, x="step", y=y))
+        return side_by_side(join(drawn[:4]))
 
 
 @dataclass
@@ -72,7 +110,7 @@ class NotebookScreen:
         self.rows: dict[str, _Row] = {}
         self.running: _Row | None = None
         self.lines: list[str] = []
-        self.points: dict[str, list[tuple[float, float]]] = {}
+        self.curves: _Curves | None = None
         self.pace = Pace()
         self.began = clock()
         self.shown = float("-inf")
@@ -92,18 +130,22 @@ class NotebookScreen:
         row = self.running = self.rows[stage.name]
         row.began = self.clock()
         if row.state != "done before":
-            row.state, self.points = "running", {}
+            row.state, self.curves = "running", None
 
     def progress(self, title: str, total: int, done: int) -> _Steps:
         row = self.running
         assert row is not None, f"{title} works before it began"
         row.total, row.done, row.resumed, row.first_step, row.metrics = total, done, done, self.clock(), {}
+        # Only now: a stage that goes on has cut the log back to its checkpoint before.
+        self.curves = _Curves(row.stage.part / "work" / "metrics.jsonl")
         return _Steps(self, row)
 
     def end(self, stage: PlannedStage) -> None:
         row = self.rows[stage.name]
         if row.state != "done before":
             row.state, row.seconds = "done", self.clock() - row.began
+            if self.curves is not None:
+                self.curves.path = stage.folder / "metrics.jsonl"
         if (manifest := read_manifest(stage.folder)) is not None:
             self.pace.learn(stage.settings, manifest)
         self._draw(now=True)
@@ -117,13 +159,6 @@ class NotebookScreen:
         """A step was done."""
         # PPO knows reward and KL of whole iterations: they stand until the next.
         row.done, row.metrics = int(metrics["step"]), {**row.metrics, **metrics}
-        for _, names in _PICTURES:
-            for name in names:
-                if isinstance(metrics.get(name), int | float):
-                    points = self.points.setdefault(name, [])
-                    points.append((row.done, float(metrics[name])))
-                    if len(points) > 2000:
-                        points[:] = thinned(points)
         self._draw()
 
     def html(self) -> str:
@@ -136,7 +171,10 @@ class NotebookScreen:
         headings = ("stage", "kind", "state", "steps", "figures", "time")
         said = "".join(f'<p class="ft-quiet" style="margin:0">{text(line)}</p>' for line in self.lines)
         return boxed(
-            heading(self.name, self._times(now)), table(headings, cells), self._pictures(), Html(f"<div>{said}</div>")
+            heading(self.name, self._times(now)),
+            table(headings, cells),
+            "" if self.curves is None else self.curves.html(),
+            Html(f"<div>{said}</div>"),
         )
 
     def words(self) -> str:
@@ -152,6 +190,8 @@ class NotebookScreen:
         time_ = self.clock()
         if self.rows and (now or time_ - self.shown >= SECONDS):
             self.shown = time_
+            if self.curves is not None:
+                self.curves.update()
             self.show(self.html(), self.words())
 
     def _steps(self, row: _Row) -> tuple[str, str]:
@@ -181,14 +221,6 @@ class NotebookScreen:
         if not unknown:
             return f"{gone} gone, about {duration(known)} left"
         return f"{gone} gone" + (f", at least {duration(known)} left" if known else "")
-
-    def _pictures(self) -> Html:
-        drawn = []
-        for title, names in _PICTURES:
-            lines = {name.replace("_", " "): self.points[name] for name in names if name in self.points}
-            if lines:
-                drawn.append(curve(lines, title=title, x="step", y=""))
-        return side_by_side(join(drawn[:4]))
 
 
 class _Steps:

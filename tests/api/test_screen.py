@@ -45,7 +45,7 @@ def test_a_walk_as_it_goes(write_recipe: Callable[..., Path], tmp_path: Path) ->
         steps.update({"step": step, "loss": 5.0 - step, "tokens_per_second": 100.0})
     assert len(cell.pages) == 3, "every other step"
     html, words = cell.pages[-1]
-    assert "4/10" in html and "loss 1.0000" in html and "<svg" in html and "about 0:04 left" in html
+    assert "4/10" in html and "loss 1.0000" in html and "about 0:04 left" in html
     assert words.startswith("tiny: 0:03 gone, at least 0:04 left"), "of the second stage nothing is known"
     steps.note("half of it is done")
     cell.now += SECONDS
@@ -55,16 +55,32 @@ def test_a_walk_as_it_goes(write_recipe: Callable[..., Path], tmp_path: Path) ->
     assert "sft: stopped" in cell.pages[-1][1] and "stopped after" in cell.pages[-1][0]
 
 
-def test_many_points_stay_few(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_curves_come_from_the_log(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Also what an earlier session logged; a line that is being written is read when it is whole."""
     cell = Cell()
     screen = cell.screen()
     plan = make_plan(ft.Recipe.load(write_recipe({"sft": sft_stage()})).loaded, tmp_path)
+    stage = plan.stages[0]
+    log = stage.part / "work" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 0, "held_out_loss": 4.5}\n{"step": 1, "loss": 4.0, "grad_norm": 1}\n{"step": 2, "lo')
     screen.open(plan, plan.stages)
-    screen.begin(plan.stages[0])
-    steps = screen.progress("sft", 20_000, 0)
-    for step in range(1, 20_001):
-        steps.update({"step": step, "loss": float(step)})
-    assert len(screen.points["loss"]) <= 2000 and screen.points["loss"][0] == (1, 1.0)
+    screen.begin(stage)
+    steps = screen.progress("sft", 9000, 1)
+    cell.now += SECONDS
+    steps.update({"step": 2})
+    assert screen.curves is not None
+    assert screen.curves.points == {"held_out_loss": [(0.0, 4.5)], "loss": [(1.0, 4.0)]}
+    with log.open("a") as file:
+        file.write('ss": 3.0}\n' + "".join(f'{{"step": {step}, "loss": {step}}}\n' for step in range(3, 9001)))
+    stage.folder.mkdir()
+    log.rename(stage.folder / "metrics.jsonl")  # the run is finished
+    (stage.folder / "manifest.json").write_text('{"format": 1}')
+    screen.end(stage)
+    screen.close()
+    points = screen.curves.points["loss"]
+    assert points[:2] == [(1.0, 4.0), (2.0, 3.0)] and points[-1] == (9000.0, 9000.0) and len(points) <= 2000
+    assert "<svg" in cell.pages[-1][0] and "held out loss" in cell.pages[-1][0]
 
 
 def test_a_whole_walk(chain: Chain, write_recipe: Callable[..., Path], tmp_path: Path) -> None:
