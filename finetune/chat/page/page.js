@@ -62,7 +62,6 @@ function history() {
   const messages = system && about.chat ? [{ role: "system", content: system }] : [];
   if (!about.chat) return messages; // a template without conversations: every question stands alone
   for (const turn of turns) {
-    if (!turn.answers.length) continue;
     messages.push({ role: "user", content: turn.question });
     messages.push({ role: "assistant", content: turn.answers[turn.going].text });
   }
@@ -91,10 +90,11 @@ async function ask(question) {
   running = null;
   busy(false);
   if (turn.answers.every((answer) => answer.wrong && !answer.text)) { // nothing was said: the question can be changed
-    turn.answers = [];
+    turns.pop();
+    turn.place.remove();
     at("question").value ||= question;
-  }
-  show(turn);
+    notice(turn.answers[0].wrong);
+  } else show(turn);
 }
 
 // Let one request write into the answers `places` of a turn: samples of one model where there are two.
@@ -219,19 +219,21 @@ function verdicts(turn) {
     bar.append(make("p", "quiet", `Kept: ${words[turn.verdict].toLowerCase()}${more}.`));
     return bar;
   }
-  const done = turn.answers.every((answer) => !answer.writing && !answer.wrong && answer.text.trim());
+  const done = turn.answers.every((answer) => !answer.writing && !answer.wrong);
   if (turn !== turns[turns.length - 1] || !done) return bar;
   const squeezed = turn.answers.map((answer) => answer.text.replace(/\s+/g, ""));
   const same = squeezed[0] === squeezed[1];
+  const empty = squeezed.includes("");
   for (const [verdict, text] of Object.entries(words)) {
     const button = make("button", "", text);
     button.type = "button";
     button.dataset.verdict = verdict;
-    button.disabled = same && (verdict === "left" || verdict === "right");
+    button.disabled = (same || empty) && (verdict === "left" || verdict === "right");
     button.addEventListener("click", () => prefer(turn, verdict, bar));
     bar.append(button);
   }
   if (same) bar.append(make("p", "quiet", "Both say the same: there is nothing to prefer."));
+  else if (empty) bar.append(make("p", "quiet", "One answer is empty: stages learn from no such pair."));
   return bar;
 }
 
