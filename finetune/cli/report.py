@@ -78,9 +78,7 @@ def report(
     else:
         place = _place(out, folders[0].with_name(f"report-{folders[0].name}.html"))
         page = run_page(with_answers(folders[0], asking))
-    part = place.with_name(f"{place.name}.part")
-    write_bytes(part, page.encode())
-    rename_file(part, place)
+    _write(place, page)
     click.echo(f"{place}: {len(page.encode()) / 2**20:.2f} MiB")
     if open_it:
         click.launch(str(place.resolve()))
@@ -139,6 +137,16 @@ def _pair_name(pairs: Sequence[tuple[Path, Path]]) -> str:
     if len(pairs) > 1:
         return f"report-against-{second.parent.name}.html"
     return f"report-{first.name}-against-{second.name}.html"
+
+
+def _write(place: Path, page: str) -> None:
+    """Write the page, whole or not at all. Raises InputError where it may not be written."""
+    part = place.with_name(f"{place.name}.part")
+    try:
+        write_bytes(part, page.encode())
+    except PermissionError as error:
+        raise InputError(f"{place} cannot be written ({error.strerror}): say where else with --out") from error
+    rename_file(part, place)
 
 
 def _place(out: Path | None, usual: Path) -> Path:

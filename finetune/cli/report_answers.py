@@ -27,20 +27,24 @@ class Asking:
     prompts: Path | None
     base: str | None
 
-    def ask(self, folder: Path, prompts: Path | None = None) -> None:
-        """Have a run answer, beside what it came from, and keep the answers in it. prompts: others than its own."""
+    def ask(self, folder: Path, prompts: Path | None = None) -> FinishedRun:
+        """The run with its answers, beside those of what it came from; kept in its folder where that can be written.
+        prompts: others than its own. Raises InputError."""
         from finetune.quiet import calm_libraries, quiet_libraries
 
         quiet_libraries()
         calm_libraries()
         from finetune.evaluation.answers import write_answers
 
-        write_answers(
+        found = write_answers(
             folder,
             prompts=prompts or self.prompts,
             base=self.base,
             say=lambda line: click.echo(f"  {line}", err=True),
         )
+        run = read_run(folder)
+        kept = any(one.file_name == found.file_name for one in run.evaluations)
+        return run if kept else replace(run, evaluations=(*run.evaluations, found))
 
 
 def with_answers(folder: Path, asking: Asking | None) -> FinishedRun:
@@ -51,10 +55,9 @@ def with_answers(folder: Path, asking: Asking | None) -> FinishedRun:
         return found
     click.echo(f"{found.name}: asking it, and what it came from", err=True)
     try:
-        asking.ask(folder)
+        return asking.ask(folder)
     except InputError as error:
         return replace(found, notes=(*found.notes, f"it could not be asked: {error}"))
-    return read_run(folder)
 
 
 def both_with_answers(first: Path, second: Path, asking: Asking | None) -> tuple[FinishedRun, FinishedRun]:
@@ -67,10 +70,8 @@ def both_with_answers(first: Path, second: Path, asking: Asking | None) -> tuple
     with TemporaryDirectory() as folder:
         prompts = Path(folder) / f"prompts of {one.stage}.jsonl"
         prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-        for run in (one, other):
-            click.echo(f"{run.name}: asking it what both are asked", err=True)
-            asking.ask(run.folder, prompts)
-    return read_run(first), read_run(second)
+        click.echo(f"{one.name} and {other.name}: asking both the same", err=True)
+        return asking.ask(first, prompts), asking.ask(second, prompts)
 
 
 def _can_answer(run: FinishedRun, asking: Asking) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from finetune.plan.evaluations import Evaluation
 from finetune.report.curves import curve
 from finetune.report.pieces import Html, facts, join, number, samples, table, text
+from finetune.report.questions import questions
 from finetune.report.read import FinishedRun
 from finetune.report.words import lasted
 
@@ -20,7 +21,6 @@ ANSWERS = 24
 """Prompts whose answers are shown where they are what the page is about, or in a box to be opened."""
 LONGEST = 3000
 """Characters of a text that are shown."""
-_INTERVAL = ("low", "high")
 
 
 def picture(name: str, svg: str) -> Html:
@@ -33,20 +33,27 @@ def picture(name: str, svg: str) -> Html:
 
 
 def answers(run: FinishedRun) -> Html:
-    """What the base and the runs answered to the same prompts, by the newest evaluation of that; empty if none."""
+    """What the base and the runs answered to the same prompts, by each evaluation of that, the newest first."""
     found = [evaluation for evaluation in run.evaluations if evaluation.task == "answers" and evaluation.rows]
     if not found:
         return Html("")
-    newest = found[-1]
-    names = [str(name) for name in newest.results.get("names") or ()]
-    rows = [answer_row(row, names) for row in newest.rows]
-    how = (
-        f"{_settings_words(newest)} The words that differ between the last two are marked: underlined with dots in the "
-        "earlier, with a line in the later."
+    newest, *older = reversed(found)
+    marks = "In the last two the words that differ are marked: dotted in the earlier, with a line in the later."
+    boxes = [_box(f"{_drawn(one)}", _shown(one, ANSWERS)) for one in older]
+    rest = (
+        _box(f"{len(newest.rows) - SHOWN:,} more", _shown(newest, ANSWERS, SHOWN)) if len(newest.rows) > SHOWN else ""
     )
-    rest = samples(rows[SHOWN:], limit=ANSWERS)
-    more = f"<details><summary>{len(rows) - SHOWN:,} more</summary>{rest}</details>" if len(rows) > SHOWN else ""
-    return Html(f"<p>{how}</p>{samples(rows[:SHOWN], limit=SHOWN)}{more}")
+    return join([Html(f"<p>{text(_drawn(newest))} {marks}</p>"), _shown(newest, SHOWN), rest, *boxes])
+
+
+def _shown(evaluation: Evaluation, limit: int, begin: int = 0) -> Html:
+    names = [str(name) for name in evaluation.results.get("names") or ()]
+    return samples([answer_row(row, names) for row in evaluation.rows[begin:]], limit=limit)
+
+
+def _box(title: str, body: str) -> Html:
+    """What is folded until it is opened."""
+    return Html(f"<details><summary>{text(title)}</summary>{body}</details>")
 
 
 def answer_row(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -167,11 +174,13 @@ def policy_samples(run: FinishedRun) -> Html:
     for line in run.samples:
         if isinstance(line.get("answer"), str) and isinstance(line.get("step"), int):
             by_prompt.setdefault(str(line.get("prompt")), []).append(line)
+    asked = questions(run)
     rows = []
     for prompt, lines in by_prompt.items():
         ordered = sorted(lines, key=lambda line: int(line["step"]))
-        if len(ordered) > 1:
-            rows.append({"prompt": prompt, **{_when(line): clip(line["answer"]) for line in (ordered[0], ordered[-1])}})
+        if ordered[0]["step"] != ordered[-1]["step"]:
+            shown = {key: clip(value) for key, value in asked.get(prompt, {"prompt": prompt}).items()}
+            rows.append({**shown, **{_when(line): clip(line["answer"]) for line in (ordered[0], ordered[-1])}})
     if not rows:
         return Html('<p class="ft-quiet">The run kept no samples of different steps.</p>')
     return samples(rows, limit=SHOWN)
@@ -184,7 +193,7 @@ def evaluations(run: FinishedRun) -> Html:
             evaluation.task.replace("_", " "),
             evaluation.data.get("name"),
             (evaluation.against or {}).get("name"),
-            Html("<br>".join(f"{text(name)} {text(value)}" for name, value in told(evaluation.results))),
+            _results(evaluation.results),
             evaluation.data.get("rows", len(evaluation.rows)),
             f"{evaluation.made}, {lasted(evaluation.seconds)}",
         )
@@ -196,34 +205,48 @@ def evaluations(run: FinishedRun) -> Html:
     return table(("task", "on", "against", "result (95 % interval)", "rows", "made"), rows, numeric=(4,))
 
 
+def _results(results: Mapping[str, Any]) -> Html:
+    """Results in lines; those of many groups, such as kinds of instructions, in a box to be opened."""
+    groups = {name: value for name, value in results.items() if isinstance(value, Mapping) and "value" not in value}
+    main = told({name: value for name, value in results.items() if name not in groups})
+    lines = [text(f"{name} {value}") for name, value in main]
+    folded = [
+        _box(name.replace("_", " "), "<br>".join(text(f"{inner} {value}") for inner, value in told(group)))
+        for name, group in groups.items()
+    ]
+    return Html("<br>".join(lines) + "".join(folded))
+
+
 def told(results: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
     """Results as (name, value): numbers with their intervals, what lies deeper under the names of both."""
-    numbers = [name for name, value in results.items() if _is_number(value) and name not in _INTERVAL]
-    has_interval = all(_is_number(results.get(end)) for end in _INTERVAL)
     for name, value in results.items():
         called = f"{inside}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and _is_number(value.get("value")):
+            yield called, number(value["value"]) + _interval(value)
+        elif isinstance(value, Mapping):
             yield from told(value, f"{called}: ")
-        elif name in _INTERVAL and has_interval and numbers:
-            continue
-        elif _is_number(value) and has_interval and name == numbers[0]:
-            low, high = (number(float(results[end])) for end in _INTERVAL)
-            yield called, f"{text(value)} ({low} to {high})"
-        elif value is not None and not isinstance(value, list):
-            yield called, str(text(value)) if _is_number(value) else str(value)
+        elif _is_number(value):
+            yield called, str(text(value))
+        elif isinstance(value, str):
+            yield called, value
+
+
+def _interval(figure: Mapping[str, Any]) -> str:
+    low, high = figure.get("low"), figure.get("high")
+    return f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _settings_words(evaluation: Evaluation) -> str:
+def _drawn(evaluation: Evaluation) -> str:
     """How the answers were drawn, as a sentence."""
     settings, name = evaluation.settings, evaluation.data.get("name")
     temperature = settings.get("temperature")
     drawn = "Greedy answers" if not temperature else f"Answers drawn at temperature {number(float(temperature))}"
     most = f" of at most {settings['max_new_tokens']:,} tokens" if settings.get("max_new_tokens") else ""
-    return str(text(f"{drawn}{most} to prompts of {name}." if name else f"{drawn}{most}."))
+    return f"{drawn}{most} to {name}." if name else f"{drawn}{most}."
 
 
 def _accuracy(found: Mapping[str, Any]) -> tuple[object, ...]:

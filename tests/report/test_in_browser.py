@@ -43,7 +43,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for n in range(9)
     ]
     keep_evaluation(folders["sft"], Evaluation("answers", {"name": WIDE}, {}, {"names": ["base", "sft"]}, rows))
-    results = {"accuracy": 0.5, "low": 0.4, "high": 0.6, WIDE: 1.0}
+    results = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, WIDE: 1.0, "by_kind": {WIDE: {"value": 0.5}}}
     keep_evaluation(folders["sft"], Evaluation("gsm8k", {"name": f"{WIDE}.jsonl"}, {}, results))
     runs = {name: read_run(path) for name, path in folders.items()}
     content = {name: run_page(run) for name, run in runs.items()}

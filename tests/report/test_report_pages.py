@@ -1,3 +1,4 @@
+import hashlib
 import html
 import json
 import re
@@ -99,6 +100,26 @@ def test_samples_are_shown_beside_what_they_are_compared_with(folders):
     assert "kl is large" in ppo
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_policys_prompts_are_read_where_they_are_unchanged(folders, tmp_path, monkeypatch, changed):
+    run = shutil.copytree(folders["ppo"], tmp_path / "run")
+    turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1."}]
+    rows = [[{"role": "user", "content": "Zero?"}], [*turns, {"role": "user", "content": "Two?"}]]
+    content = jsonl([{"messages": row} for row in rows])
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "prompts.jsonl").write_bytes(content)
+    manifest = json.loads((run / "manifest.json").read_text())
+    digest = f"sha256:{hashlib.sha256(content + b' ' * changed).hexdigest()}"
+    manifest["data"]["sources"] = [{**manifest["data"]["sources"][0], "digest": digest}]
+    manifest["settings"]["prompts"] = [{"path": "prompts.jsonl", "take": None}]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(tmp_path)
+    words = read(run_page(read_run(run))).words
+    assert ("prompt Zero?" in words and "user One? assistant 1. user Two?" in words) is not changed
+    assert ("prompt prompts.jsonl:2" in words) is changed
+    assert "prompt prompts.jsonl:0" in words  # no line of that number
+
+
 def test_kept_rows_without_samples(folders, tmp_path):
     rows = jsonl([{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}])
     folder = whole_run(tmp_path / "runs", make_base(tmp_path / "base"), "best", "reject", files={"rows.jsonl": rows})
@@ -112,16 +133,23 @@ def test_answers_and_evaluations_are_on_the_page(tmp_path):
     rows = [{"prompt": f"Ask {n}?", "messages": None, "base": "Well.", "sft": f"Well {n}. {NASTY}"} for n in range(9)]
     keep_evaluation(folder, Evaluation("answers", {"name": "own rows"}, {"temperature": 0.0, "max_new_tokens": 64},
                                        {"names": ["base", "sft"]}, rows))  # fmt: skip
-    short = {"accuracy": 1.0, "low": 0.9, "high": 1}
-    results = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "by_length": {"short": short}}
+    results = {
+        "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "by_kind": {"short": {"value": 1.0}},
+        "unfinished": 3,
+    }
     keep_evaluation(folder, Evaluation("gsm8k", {"name": "gsm8k.jsonl", "rows": 80}, {}, results, seconds=61.0))
     keep_evaluation(folder, Evaluation("win_rate", {"name": "p.jsonl"}, {}, {"win_rate": 0.7, "judge": "<b>"},
                                        against={"name": "chat/dpo"}))  # fmt: skip
     content = run_page(read_run(folder))
     words = read(content).words
-    assert "Greedy answers of at most 64 tokens to prompts of own rows." in words
+    assert "Greedy answers of at most 64 tokens to own rows." in words
     assert content.count("<article") == 9 and "3 more" in words
-    assert "accuracy 0.5 (0.4 to 0.6)" in words and "by length: short: accuracy 1 (0.9 to 1)" in words
+    older = Evaluation("answers", {"name": "other rows"}, {}, {"names": ["base", "sft"]}, rows[:1], made="2020")
+    keep_evaluation(folder, older)
+    words = read(run_page(read_run(folder))).words
+    assert words.index("to own rows.") < words.index("to other rows.")
+    assert "accuracy 0.5 (0.4 to 0.6) unfinished 3" in re.sub(" +", " ", words) and "by kind short 1" in words
     assert "chat/dpo" in words and "win rate 0.7" in words and "<b>" not in content
 
 
