@@ -85,6 +85,7 @@ class WandbTracker:
                 cure = "Is the server reachable, and the project yours? mode: offline needs neither"
             else:
                 cure = "Log in with `wandb login`, or set mode: offline"
+                reason = reason.removesuffix(". Use `wandb login` to log in")
             raise InputError(f"track.wandb: {reason}. {cure}") from error
         # wandb takes no row whose number is not above the last one's: it gets the count of all that it was told, which
         # goes on in a resumed session. Curves are drawn over our step.
@@ -117,16 +118,20 @@ class WandbTracker:
             self._run.config.update({"resolved": dict(end.resolved)}, allow_val_change=True)
             self._run.summary.update(dict(end.results))
             if self._settings.artifacts == "outputs" and end.folder is not None:
-                self._run.log_artifact(self._outputs(end.folder, end.results), aliases=["latest", self._version])
+                self._upload(end.folder, end.results)
         self._run.summary.update({"ended": end.how})
         self._run.finish(exit_code=_EXIT_CODES[end.how])
         for file in [] if self._run.disabled else Path(self._run.dir).parent.glob("*.wandb"):
             if not wait_for_end(file):
                 self._say(f"wandb has not finished writing {file.name}: the end of it may be missing in the run folder")
 
-    @property
-    def _version(self) -> str:
-        return self._lineage.fingerprint[:12]
+    def _upload(self, folder: Path, results: Mapping[str, Any]) -> None:
+        """What cannot go up is said; what was trained and proven is not lost for it."""
+        aliases = ["latest", self._lineage.fingerprint[:12]]
+        try:
+            self._run.log_artifact(self._outputs(folder, results), aliases=aliases)
+        except (self._wandb.errors.CommError, ValueError) as error:
+            self._say(f"wandb: the outputs are not uploaded: {str(error).splitlines()[0]}")
 
     def _outputs(self, folder: Path, results: Mapping[str, Any]) -> Any:
         """The stage's files as an artifact, without the texts that were sampled but not asked for."""

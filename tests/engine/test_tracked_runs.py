@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_runs_end_as_they_should(tracked: Tracked) -> None:
     """The last: a finished run's files are as its manifest says, also once wandb's service has ended."""
-    assert tracked.codes == [0, -9, 0, 130, 1, 0], tracked.printed
+    assert tracked.codes == [0, -9, 0, 130, 1, 0, -9, 0], tracked.printed
     assert "sft: already done, nothing to do" in tracked.printed
 
 
@@ -122,6 +122,32 @@ def test_a_killed_run_goes_on_as_the_same_run_without_gap_or_double_points(track
 
     assert results([*killed.lines, *resumed.lines]) == results(tracked.lines("killed/sft"))
     assert results(scalars(tracked.folders["killed/sft"])) == results(rounded(tracked.lines("killed/sft")))
+
+
+@pytest.mark.parametrize("name", ["online", "killed"])
+def test_a_server_has_every_point_of_a_killed_run_once(tracked: Tracked, name: str) -> None:
+    """As the run sent them, and as `wandb sync` sends the two folders of the offline one."""
+    wandb = json.loads((tracked.folders[f"{name}/sft"] / "wandb" / "finetune.json").read_text())
+    rows = tracked.server.rows[wandb["run"]]
+    assert [row["_step"] for row in rows] == list(range(13))
+    points = [(row["step"], row.get("loss", row.get("held_out_loss"))) for row in rows]
+    assert points == [
+        (line["step"], line.get("loss", line.get("held_out_loss"))) for line in tracked.lines(f"{name}/sft")
+    ]
+    told = tracked.server.runs[wandb["run"]]
+    assert told["jobType"] == "sft" and told["groupName"].startswith(f"{name}-")
+    made = [given["input"] for asked, given in tracked.server.asked if asked == "CreateArtifact"]
+    assert f"{name}-sft" in {one["artifactCollectionName"] for one in made}
+
+
+def test_only_what_should_is_sent(tracked: Tracked) -> None:
+    """Runs that were offline and not synced are unknown to the server; of the machine it knows nothing. (`wandb sync`
+    says which program it is itself.)"""
+    assert {run.rsplit("-", 2)[0] for run in tracked.server.rows} == {"sft"} and len(tracked.server.rows) == 2
+    sent = json.dumps([given for asked, given in tracked.server.asked])
+    assert str(tracked.root) not in sent and SECRET not in sent
+    programs = {given.get("program") for _, given in tracked.server.asked} - {None}
+    assert "finetune" in programs and not any("tracked_runs" in program for program in programs)
 
 
 def test_interrupted_and_failed_runs_say_so(tracked: Tracked) -> None:

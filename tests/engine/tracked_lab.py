@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_wandb import FakeWandb
 from stage_recipes import PAIRS, QUESTIONS, dpo_stage, reward_stage, sft_stage, train, write_jsonl
 from wandb_records import Session, sessions
 
@@ -41,13 +43,15 @@ LONG = {"max_steps": 8, "checkpoint_every": 3, "eval_every": 2}
 
 @dataclass(frozen=True)
 class Tracked:
-    """folders: of the stages, by recipe/stage; an unfinished one's is its work folder. contacted: the proxy was."""
+    """folders: of the stages, by recipe/stage; an unfinished one's is its work folder. contacted: the proxy was.
+    server: what `online` runs, and a `wandb sync` of the killed one, were sent to."""
 
     root: Path
     folders: Mapping[str, Path]
     codes: list[int]
     printed: str
     contacted: bool
+    server: FakeWandb
 
     def session(self, stage: str) -> Session:
         [found] = sessions(self.folders[stage])
@@ -82,9 +86,10 @@ def tracked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracke
     write_jsonl(root / "pairs.jsonl", PAIRS)
     write_jsonl(root / "questions.jsonl", QUESTIONS)
 
-    def request(name: str, stages: Mapping[str, Any], **signals: int) -> dict[str, Any]:
+    def request(name: str, stages: Mapping[str, Any], *sets: str, **more: Any) -> dict[str, Any]:
         recipe = write_recipe(root, tiny_base, name, stages, TRACK)
-        return {"argv": ["run", str(recipe), "--runs", str(root / "runs")], **signals}
+        changes = [part for text in sets for part in ("--set", text)]
+        return {"argv": ["run", str(recipe), "--runs", str(root / "runs"), *changes], **more}
 
     long = {"sft": sft_stage(held_out={"fraction": 0.2}, train=train(**LONG))}
     wild = {"sft": sft_stage(train=train(max_steps=3, learning_rate=1e30, max_grad_norm=None))}
@@ -96,8 +101,11 @@ def tracked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracke
         request("wild", wild),
         request("killed", long),
     ]
-    with socket.create_server(("127.0.0.1", 0)) as proxy:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, FakeWandb() as server:
         proxy.setblocking(False)
+        online = {"WANDB_BASE_URL": server.address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        for kill in ({"kill": 8}, {}):
+            requests.append(request("online", long, "track.wandb.mode=online", env=online, **kill))
         address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
         env = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_API_KEY": SECRET}
@@ -108,6 +116,11 @@ def tracked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracke
         args = [sys.executable, str(script), json.dumps(requests)]
         done = subprocess.run(args, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
+        written = sorted((root / "runs" / "killed").glob("*/wandb/offline-run-*"))
+        copies = [str(shutil.copytree(path, outside / path.name)) for path in written]
+        sync = [sys.executable, "-m", "wandb", "sync", *copies]
+        synced = subprocess.run(sync, env={**env, **online}, capture_output=True, text=True, timeout=120)
+        assert synced.returncode == 0, synced.stderr
         try:
             proxy.accept()
             contacted = True
@@ -117,4 +130,4 @@ def tracked(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracke
     for path in sorted((root / "runs").glob("*/*-*")):
         stage = f"{path.parent.name}/{path.name.rsplit('-', 1)[0]}"
         folders[stage] = path / "work" if path.suffix == ".part" else path
-    return Tracked(root, folders, json.loads(done.stdout), done.stdout + done.stderr, contacted)
+    return Tracked(root, folders, json.loads(done.stdout), done.stdout + done.stderr, contacted, server)

@@ -1,6 +1,7 @@
 """Runs the command line in forked children of a process that has imported everything and may reach this machine only.
 
-Its one argument is JSON: a list of {"argv": […], "kill": n or null, "stop": n or null}. kill: the child is sent SIGKILL
+Its one argument is JSON: a list of {"argv": […], "env": {…}, "kill": n, "stop": n}, all but
+the first optional. kill: the child is sent SIGKILL
 when line n of metrics.jsonl is written, a moment later; stop: SIGTERM, at once. Prints the exit statuses as JSON.
 """
 
@@ -53,6 +54,7 @@ codes = []
 for request in json.loads(sys.argv[1]):
     child = os.fork()
     if child == 0:
+        os.environ.update(request.get("env", {}))
         if request.get("kill"):
             signal_at(request["kill"], signal.SIGKILL, patience=2.0)  # wandb writes what it has every second
         if request.get("stop"):
