@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ def measure_file(
     loss: nats per token over all trained tokens, with its interval over rows. against: the difference, ours minus
     theirs, row by row: below 0 this run fits the file better. Raises InputError and its kinds, DivergedError.
     """
+    began = time.monotonic()
     manifest = opened(run)
     if (is_reward := manifest["kind"] == "reward") and against is not None:
         raise InputError("--against compares what writes answers; a reward model's scores have no common scale")
@@ -59,12 +61,12 @@ def measure_file(
         run, "score" if is_reward else "loss", data=record, settings=settings, against=other, say=say
     )
     if is_reward:
-        return measurement.keep(_scores(found), found.lines)
+        return measurement.keep(_scores(found), found.lines, began=began)
     rows, results = list(found.lines), _loss(found)
     if theirs is not None:
         results |= _difference(found, theirs)
         rows = [{**row, "theirs": their["loss"]} for row, their in zip(rows, theirs.lines, strict=True)]
-    return measurement.keep(results, rows)
+    return measurement.keep(results, rows, began=began)
 
 
 def _loss(found: score.Evaluation) -> dict[str, Any]:

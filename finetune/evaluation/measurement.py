@@ -54,9 +54,11 @@ class Measurement:
         """Keep a part of the work: it is on the disk when this returns."""
         self._open().append({"kind": kind, **entry})
 
-    def keep(self, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> Evaluation:
-        """Write the evaluation into the run, and remove the journal."""
-        seconds = round(time.monotonic() - self._began, 1)
+    def keep(
+        self, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (), *, began: float | None = None
+    ) -> Evaluation:
+        """Write the evaluation into the run, and remove the journal. began: time.monotonic() of before this object."""
+        seconds = round(time.monotonic() - (self._began if began is None else began), 1)
         found = Evaluation(self.task, self.data, self.settings, results, rows, self.against, seconds)
         if not os.access(self.run, os.W_OK):  # a shared folder of finished runs
             self._say(f"{self.run} cannot be written: the evaluation is not kept in it")

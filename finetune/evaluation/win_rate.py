@@ -49,8 +49,6 @@ def win_rate(
     kinds, FinetuneError where a judge fails; what was answered and judged until then is kept for the next attempt.
     """
     settings = answering or Answering()
-    if settings.samples != 1:
-        raise InputError("a win rate compares one answer with one: --samples belongs to --task reward")
     sides = sides_of(run, against)
     ask = None
     if isinstance(judge, RemoteJudge):
