@@ -11,7 +11,8 @@ from finetune.api.measures import evaluate, report
 from finetune.api.planned import Plan
 from finetune.api.recipe import Recipe
 from finetune.api.release import export, merge, publish
-from finetune.api.runs import Log, Plot, Rows, Run, open_run
+from finetune.api.rows import Log, Plot, Rows
+from finetune.api.runs import Run, open_run
 from finetune.api.scorer import Scorer, load_scorer
 from finetune.api.walking import Results, run
 

@@ -6,69 +6,23 @@ that they go on where an earlier session stopped.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from finetune.engine.progress import duration, seconds_left, summary
-from finetune.notebook.page import boxed, heading, side_by_side
+from finetune.notebook.growing import Growing
+from finetune.notebook.page import boxed, heading
 from finetune.plan.manifest import read_manifest
 from finetune.plan.pace import Pace
 from finetune.plan.plan import Plan, PlannedStage
-from finetune.report.curves import curve, thinned
-from finetune.report.pieces import Html, join, table, text
+from finetune.report.pieces import Html, table, text
 
 SECONDS = 1.5
 """Between two pictures."""
 _KEPT_LINES = 6
 """Of what was said last."""
-_PICTURES: Sequence[tuple[str, str, tuple[str, ...]]] = (
-    ("Loss", "loss", ("loss", "held_out_loss")),
-    ("Reward", "mean score", ("reward", "held_out_reward")),
-    ("KL to the reference", "nats an answer", ("kl", "held_out_kl")),
-    ("Score of samples", "mean score", ("score", "best")),
-    ("Accuracy on comparisons", "share", ("accuracy", "held_out_accuracy")),
-)
-"""(title, axis, names in metrics.jsonl): the curves that are drawn, of the first four that a stage has."""
-_DRAWN = frozenset(name for _, _, names in _PICTURES for name in names)
-_MOST_POINTS = 2000
-"""Of a curve; what comes beyond is thinned to what a picture can show."""
-
-
-class _Curves:
-    """The running stage's curves, read from its metrics.jsonl as it grows: what an earlier session logged, too."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.read = path, 0
-        self.points: dict[str, list[tuple[float, float]]] = {}
-
-    def update(self) -> None:
-        """Read what has been added, as far as its last line is whole."""
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self.read)
-            added, newline, _ = file.read().rpartition(b"\n")
-        self.read += len(added) + len(newline)
-        for line in added.splitlines():
-            metrics = json.loads(line)
-            for name in _DRAWN & metrics.keys():
-                if isinstance(metrics[name], int | float):
-                    points = self.points.setdefault(name, [])
-                    points.append((float(metrics["step"]), float(metrics[name])))
-                    if len(points) > _MOST_POINTS:
-                        points[:] = thinned(points)
-
-    def html(self) -> Html:
-        drawn = []
-        for title, y, names in _PICTURES:
-            lines = {name.replace("_", " "): self.points[name] for name in names if name in self.points}
-            if lines:
-                drawn.append(curve(lines, title=title, x="step", y=y))
-        return side_by_side(join(drawn[:4]))
 
 
 @dataclass
@@ -110,7 +64,7 @@ class NotebookScreen:
         self.rows: dict[str, _Row] = {}
         self.running: _Row | None = None
         self.lines: list[str] = []
-        self.curves: _Curves | None = None
+        self.curves: Growing | None = None
         self.pace = Pace()
         self.began = clock()
         self.shown = float("-inf")
@@ -137,7 +91,7 @@ class NotebookScreen:
         assert row is not None, f"{title} works before it began"
         row.total, row.done, row.resumed, row.first_step, row.metrics = total, done, done, self.clock(), {}
         # Only now: a stage that goes on has cut the log back to its checkpoint before.
-        self.curves = _Curves(row.stage.part / "work" / "metrics.jsonl")
+        self.curves = Growing(row.stage.part / "work" / "metrics.jsonl")
         return _Steps(self, row)
 
     def end(self, stage: PlannedStage) -> None:
