@@ -79,7 +79,10 @@ def _format(dataset: Section, kind: str, plain: bool) -> tuple[dict[str, Any], s
     if plain or name in ("completion", "pretrain"):
         return _named({"text": _told(dataset, "text_column") or _told(dataset, "field") or "text"}, "text"), ""
     if kind == "kto":
-        columns = _PREFERENCES.get(name.rpartition(".")[2], {})
+        last = name.rpartition(".")[2]
+        if last == "argilla_chat":  # the whole conversation
+            return _named({"messages": "completion"}, "judged"), ""
+        columns = _PREFERENCES.get(last, {})
         return _named({"prompt": "prompt", **columns}, "judged"), ""
     if kind in ("dpo", "reward"):
         return _comparison(dataset, name)

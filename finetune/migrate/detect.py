@@ -24,7 +24,8 @@ _LLAMA_FACTORY = (
 )  # fmt: skip
 _TRL = (
     "dataset_name", "use_peft", "lora_r", "lora_target_modules", "dataset_config", "dataset_train_split", "datasets",
-    "dataset_mixer", "model_revision", "per_device_train_batch_size", "beta", "loss_type", "max_length",
+    "dataset_mixer", "dataset_mixture",
+    "model_revision", "per_device_train_batch_size", "beta", "loss_type", "max_length",
 )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ _RULES: tuple[tuple[str, Fate, str], ...] = (
      r"quantization_type|bnb_config_kwargs|lora_task_type|infer_.*|lora_on_cpu|lora_fan_in_fan_out|merge_lora|"
      r"rope_scaling|use_exllama.*", Fate.LEFT_OUT,
      "found from the base itself; model.load_in and model.compute say how it is held (nf4 is always double-quantised)"),
+    (r"num_labels", Fate.LEFT_OUT, "a reward model gives one number"),
     (r"trust_remote_code", Fate.LEFT_OUT, "code from the hub is never run"),
     (r"special_tokens|pad_token|eos_token|bos_token|eot_tokens|fix_untrained_tokens|train_on_eos|"
      r"ignore_pad_token_for_loss", Fate.LEFT_OUT,

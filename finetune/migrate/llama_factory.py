@@ -58,8 +58,9 @@ def _training_only(theirs: Section) -> None:
     for key, words in told.items():
         if key in theirs and "dataset" not in theirs:
             theirs.account.problem(theirs.at(key), words)
-    if theirs.flag("do_train") is False and theirs.flag("do_predict"):
+    if theirs.flag("do_predict") and not theirs.flag("do_train"):
         theirs.account.problem(theirs.at("do_predict"), "this file measures a model: `finetune eval` does that")
+    theirs.account.raise_problems()
 
 
 def _quantised(draft: Draft, theirs: Section) -> None:

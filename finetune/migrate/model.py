@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from finetune.migrate.account import Fate, Section
 from finetune.migrate.draft import Draft
-from finetune.migrate.places import looks_unlike_llama
+from finetune.migrate.places import looks_quantised, looks_unlike_llama
 from finetune.recipe.base_checks import base_problems
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -41,6 +41,11 @@ def base(draft: Draft, section: Section, key: str) -> None:
         draft.account.decide(
             f"model.base: {given} does not look like a LLaMA by its name; only LLaMA text models (LLaMA 1, Llama 2, 3, "
             "3.1, 3.2 1B and 3B, 3.3, and what is built on them) can be trained: give another base"
+        )
+    elif looks_quantised(given):
+        draft.account.decide(
+            f"model.base: {given} holds quantised weights by its name: give the original checkpoint; model.load_in "
+            "quantises it while it is loaded"
         )
 
 

@@ -80,6 +80,11 @@ class Places:
         return {"path": given}, f"no file {given} from here: write where it is, relative to the recipe"
 
 
+def looks_quantised(name: str) -> bool:
+    """Whether a hub id names weights that are packed already, of which no adapter here is trained."""
+    return bool(re.search(r"bnb-?4bit|-4bit|gptq|awq|gguf|-fp8|-int[48]\b", name, re.I))
+
+
 def looks_unlike_llama(name: str) -> bool:
     """Whether a hub id names a model of another design."""
     last = name.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""TRL's data: dataset_name, a list of datasets, or the alignment handbook's dataset_mixer."""
+"""TRL's data: dataset_name, a list of datasets, or the alignment handbook's dataset_mixture and dataset_mixer."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def add_data(draft: Draft, theirs: Section, kind: str) -> bool:
         "no",
         "false",
     )
-    if "datasets" in theirs:
-        found = _mixture(draft, theirs, extra)
+    if "datasets" in theirs or "dataset_mixture" in theirs:
+        found = _mixture(draft, theirs if "datasets" in theirs else theirs.section("dataset_mixture"), extra)
         for key in ("dataset_name", *_OF_NAME):
-            theirs.tell(key, Fate.LEFT_OUT, "datasets is given, and counts")
+            theirs.tell(key, Fate.LEFT_OUT, "a list of datasets is given, and counts")
     elif "dataset_mixer" in theirs:
         found = _mixer(draft, theirs, extra, measured)
     else:
@@ -73,25 +73,30 @@ def _one(draft: Draft, theirs: Section, extra: dict[str, Any], measured: bool) -
 
 
 def _mixture(draft: Draft, theirs: Section, extra: dict[str, Any]) -> bool:
-    """datasets: a list of what `load_dataset` takes, and columns."""
+    """datasets: a list of what `load_dataset` takes, and columns. The alignment handbook says id, config and weight."""
     for dataset in theirs.sections("datasets"):
         whole = dict(extra)
-        given = dataset.text("path")
+        where = "id" if "id" in dataset else "path"
+        given = dataset.text(where)
         if given is None:
             theirs.account.problem(dataset.at("path"), "missing key: path")
             continue
-        for key, ours in (("name", "subset"), ("split", "split")):
+        for key, ours in (("name", "subset"), ("config", "subset"), ("split", "split")):
             if value := dataset.text(key):
                 whole[ours] = value
                 dataset.tell(key, Fate.CARRIED, f"→ {ours} of the source")
-        if (share := dataset.number("fraction")) is not None and share > 0:
-            whole["weight"] = float(share)
-            dataset.tell("fraction", Fate.CHANGED, "→ weight: so much of it in each epoch, another part each time")
-        add_source(draft, dataset, "path", given, dataset.words("data_files"), whole, ("data",))
+        for key in ("fraction", "weight"):
+            if (share := dataset.number(key)) is not None and share > 0:
+                whole["weight"] = float(share)
+                note = "→ weight" if share == 1 else "→ weight: so much of it in each epoch, another part each time"
+                dataset.tell(key, Fate.CARRIED if share == 1 else Fate.CHANGED, note)
+        add_source(draft, dataset, where, given, dataset.words("data_files"), whole, ("data",))
         dataset.tell("data_files", Fate.CARRIED, "→ path of the source")
         dataset.tell("columns", Fate.LEFT_OUT, "columns that a format does not read are told and not used")
         if "data_dir" in dataset:
             dataset.decide("data_dir", "a folder of a hub data set is not chosen here: download it and give its path")
+    if theirs.path:  # of dataset_mixture; the file's own is told elsewhere
+        theirs.tell("seed", Fate.LEFT_OUT, "one seed for all: the recipe's")
     return held_out_share(draft, theirs, "test_split_size") if "test_split_size" in theirs else False
 
 

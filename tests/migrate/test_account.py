@@ -165,6 +165,12 @@ def test_a_base_that_is_no_llama_is_told(tmp_path: Path) -> None:
     assert any("qwen2" in line for line in local.wrong)
 
 
+def test_a_base_that_is_quantised_already_is_told(tmp_path: Path) -> None:
+    found = imported(tmp_path, {**AXOLOTL, "base_model": "unsloth/llama-3-8b-bnb-4bit"})
+    assert "holds quantised weights by its name" in found.decide
+    assert imported(tmp_path, {**AXOLOTL, "base_model": "org/llama-3-8b"}).decide == ""
+
+
 @pytest.mark.parametrize(
     ("name", "other"),
     [

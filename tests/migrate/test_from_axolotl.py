@@ -217,3 +217,19 @@ def test_what_cannot_be_imported_is_told_with_its_line(tmp_path: Path, config: d
         imported(tmp_path, config)
     assert words in str(caught.value)
     assert not (tmp_path / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("llama3.ultra", {}),
+        ("llama3.intel", {"prompt": "question"}),
+        ("chatml.argilla_chat", {"messages": "completion"}),
+    ],
+)
+def test_kto_columns(tmp_path: Path, kind: str, fields: dict[str, str]) -> None:
+    config = {**DPO, "rl": "kto", "datasets": [{"path": "org/judged", "type": kind}]}
+    found = imported(tmp_path, without(config, "chat_template", "rpo_alpha"))
+    assert (found.stage.data[0].format, found.stage.data[0].fields) == ("judged", fields)
+    assert found.recipe.model.template == ("llama3" if kind.startswith("llama3") else "auto")
+    assert ("there is no chatml here" in found.decide) == kind.startswith("chatml")

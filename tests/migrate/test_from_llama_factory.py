@@ -151,6 +151,7 @@ def test_evaluation_rows_of_their_own(tmp_path: Path) -> None:
         ({"dataset": None}, "names no training rows (dataset)"),
         ({"dataset": None, "export_dir": "out"}, "this file exports a model: `finetune merge`"),
         ({"dataset": None, "infer_backend": "vllm"}, "this file is for inference"),
+        ({"do_train": None, "do_predict": True, "dataset": None}, "this file measures a model: `finetune eval`"),
         ({"cutoff_len": "long"}, "cutoff_len: expected a number"),
         ({"warmup_steps": None, "warmup_ratio": 3}, "expected a share below 1; found 3"),
     ],

@@ -128,6 +128,14 @@ def test_mixtures(tmp_path: Path) -> None:
     assert [(data.hub, data.path, data.weight) for data in found.stage.data] == [
         ("org/a", None, 0.5), (None, "mine.jsonl", 1.0)]  # fmt: skip
     assert found.stage.held_out.fraction == 0.1
+    listed = {
+        "datasets": [{"id": "org/a", "config": "en", "split": "train_sft", "weight": 0.5}],
+        "test_split_size": 100,
+    }
+    newer = imported(tmp_path, {**config, "dataset_mixture": {**listed, "seed": 0}})
+    [data] = newer.stage.data
+    assert (data.hub, data.subset, data.split, data.weight) == ("org/a", "en", "train_sft", 0.5)
+    assert newer.stage.held_out.max_rows == 100
     mixer = {
         "dataset_mixer": {"org/a": 1.0, "org/b": 0.25},
         "dataset_splits": ["train_prefs", "test_prefs"],
