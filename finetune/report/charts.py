@@ -11,6 +11,7 @@ from finetune.report.pieces import Html, join, number, text
 from finetune.report.words import ONLINE
 
 Log = Sequence[Mapping[str, Any]]
+Columns = Mapping[str, Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ _REST = 12
 def charts(log: Log, manifest: Mapping[str, Any]) -> tuple[Html, Html]:
     """(the curves that most people look for, the others), each empty where the log has none. What stays the same all
     through is told in a line of words."""
-    main = [drawn for chart in MAIN if (drawn := _draw(chart, log, manifest))]
-    if manifest.get("kind") in ONLINE and (drawn := _reward_by_kl(log, manifest)):
+    found = columns(log, manifest)
+    main = [drawn for chart in MAIN if (drawn := _draw(chart, found))]
+    if manifest.get("kind") in ONLINE and (drawn := _reward_by_kl(log)):
         main.insert(2, drawn)
-    others = (*MORE, *_others(log))
-    rest = [drawn for chart in others if (drawn := _draw(chart, log, manifest))]
-    same = [told for chart in (*MAIN, *others) if (told := _unchanged(chart, log, manifest))]
+    others = (*MORE, *_others(found))
+    rest = [drawn for chart in others if (drawn := _draw(chart, found))]
+    same = [told for chart in (*MAIN, *others) if (told := _unchanged(chart, found))]
     return join(main), join([*rest, *([note] if (note := _same_line(same)) else [])])
 
 
@@ -76,43 +78,56 @@ def over_each_other(logs: Mapping[str, tuple[Log, Mapping[str, Any]]]) -> Html:
 
     logs: by the run's name, its log and manifest.
     """
+    found = {name: columns(log, manifest) for name, (log, manifest) in logs.items()}
     drawn = []
     for chart in MAIN:
         for key, called in reversed(chart.keys):
-            lines = {name: points(key, log, manifest) for name, (log, manifest) in logs.items()}
-            if sum(len(line) > 1 for line in lines.values()) == len(lines):
+            lines = {name: column.get(key, []) for name, column in found.items()}
+            if all(len(line) > 1 for line in lines.values()):
                 about = f" ({called})" if len(chart.keys) > 1 else ""
                 drawn.append(curve(lines, title=chart.title + about, x="step", y=chart.y, from_zero=chart.from_zero))
                 break
     return join(drawn)
 
 
-def points(key: str, log: Log, manifest: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """(step, value) of every line that has the value; what was measured after the last step is the last of them."""
-    found = [(_number(line["step"]), _number(line[key])) for line in log if "step" in line and key in line]
-    kept = [(step, value) for step, value in found if step is not None and value is not None]
+def columns(log: Log, manifest: Mapping[str, Any]) -> Columns:
+    """By each name of the log (step, value) of every line that has a number under it; what was measured after the last
+    step, which is in the manifest alone, is the last of them."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in log:
+        step = _number(line.get("step"))
+        if step is None:
+            continue
+        for key, value in line.items():
+            if (known := _number(value)) is not None:
+                found.setdefault(key, []).append((step, known))
     metrics = manifest.get("metrics") or {}
-    after, steps = _number(metrics.get(f"{key}_after")), _number(metrics.get("steps"))
-    if kept and after is not None and steps is not None and kept[-1][0] <= steps:
-        # PPO's last measurement comes after its last step, and is in the manifest alone
-        kept.append((steps + 1, after))
-    return kept
+    steps = _number(metrics.get("steps"))
+    for key, points in found.items():
+        after = _number(metrics.get(f"{key}_after"))
+        if after is not None and steps is not None and points[-1][0] <= steps:
+            points.append((steps + 1, after))
+    return found
 
 
-def _draw(chart: Chart, log: Log, manifest: Mapping[str, Any]) -> Html | None:
-    lines = {name: found for key, name in chart.keys if (found := points(key, log, manifest))}
-    if not any(len(found) > 1 for found in lines.values()) or _is_flat(lines):
+def _draw(chart: Chart, found: Columns) -> Html | None:
+    lines = _lines(chart, found)
+    if not any(len(line) > 1 for line in lines.values()) or _is_flat(lines):
         return None
     return curve(lines, title=chart.title, x="step", y=chart.y, from_zero=chart.from_zero)
 
 
-def _is_flat(lines: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
+def _lines(chart: Chart, found: Columns) -> Columns:
+    return {name: found[key] for key, name in chart.keys if key in found}
+
+
+def _is_flat(lines: Columns) -> bool:
     return len({value for line in lines.values() for _, value in line}) == 1
 
 
-def _unchanged(chart: Chart, log: Log, manifest: Mapping[str, Any]) -> str:
+def _unchanged(chart: Chart, found: Columns) -> str:
     """The name and value of what never changed."""
-    lines = {name: found for key, name in chart.keys if (found := points(key, log, manifest))}
+    lines = _lines(chart, found)
     if not lines or not _is_flat(lines):
         return ""
     return f"{chart.title.lower()} {number(next(iter(lines.values()))[0][1])}"
@@ -122,7 +137,7 @@ def _same_line(same: Sequence[str]) -> Html | None:
     return Html(f'<p class="ft-quiet">The same at every step: {text(", ".join(same))}.</p>') if same else None
 
 
-def _reward_by_kl(log: Log, manifest: Mapping[str, Any]) -> Html | None:
+def _reward_by_kl(log: Log) -> Html | None:
     """What the reward was bought for: over-optimisation is a curve that goes right without going up."""
     pairs = [(_number(line.get("kl")), _number(line.get("reward"))) for line in log]
     line = [(kl, reward) for kl, reward in pairs if kl is not None and reward is not None]
@@ -131,21 +146,12 @@ def _reward_by_kl(log: Log, manifest: Mapping[str, Any]) -> Html | None:
     return curve({"iterations": line}, title="Reward against KL", x="KL to the reference (nats)", y="mean score")
 
 
-def _others(log: Log) -> Iterator[Chart]:
+def _others(found: Columns) -> Iterator[Chart]:
     """Numbers that a log has under names of its own, such as TRL's."""
-    names = dict.fromkeys(key for line in log for key in line)
-    others = [
-        key
-        for key in names
-        if key not in _KNOWN and not key.startswith(("seconds_", "held_out_")) and _number_anywhere(key, log)
-    ]
+    others = [key for key in found if key not in _KNOWN and not key.startswith(("seconds_", "held_out_"))]
     for key in others[:_REST]:
         title = key.replace("_", " ").replace("/", ": ")
         yield Chart(title[:1].upper() + title[1:], "as logged", ((key, title), (f"held_out_{key}", "held out")))
-
-
-def _number_anywhere(key: str, log: Log) -> bool:
-    return any(_number(line.get(key)) is not None for line in log)
 
 
 def _number(value: Any) -> float | None:

@@ -20,6 +20,8 @@ from finetune.report.words import capital, figures, kind_in_short
 Manifest = Mapping[str, Any]
 
 WIDTH, ROW, LANE, TOP = 420, 58, 13, 24
+MOST_LANES = 130
+"""Width of all lanes together, at most: in a recipe of many rounds they lie closer."""
 ROLES = {
     "start_from": "starts from",
     "policy": "sampled from",
@@ -94,9 +96,10 @@ def lineage(manifests: Sequence[Manifest], *, marked: str | None = None) -> Html
     nodes, edges = graph(manifests, marked)
     places = lanes(edges)
     lanes_used = 1 + max(places.values(), default=-1)
-    dot = 16 + LANE * lanes_used
+    lane = min(LANE, MOST_LANES / max(1, lanes_used))
+    dot = round(16 + lane * lanes_used)
     beside = dot + 18
-    drawn = [_arrow(edge, places.get(edge), dot) for edge in edges]
+    drawn = [_arrow(edge, places.get(edge), dot, lane) for edge in edges]
     for at, node in enumerate(nodes):
         down = TOP + ROW * at
         room = int((WIDTH - beside) / _LETTERS)
@@ -185,16 +188,16 @@ def _read_by(manifest: Manifest, numbers: Mapping[str, int]) -> dict[int, list[s
     return found
 
 
-def _arrow(edge: Edge, lane: int | None, dot: int) -> str:
+def _arrow(edge: Edge, place: int | None, dot: int, lane: float) -> str:
     begin, end = TOP + ROW * edge.source, TOP + ROW * edge.target
     sort = "weights" if set(edge.roles) & set(_WEIGHTS) else "rows" if "rows" in edge.roles else "judgement"
     kind = {"weights": 1, "judgement": 4, "rows": 3}[sort]
     dash = f' stroke-dasharray="{_DASH[sort]}"' if sort in _DASH else ""
-    if lane is None:
+    if place is None:
         line = f"M{dot} {begin + 8}V{end - 12}"
         head = f"M{dot - 4} {end - 15}h8l-4 7z"
     else:
-        along = dot - 14 - LANE * lane
+        along = round(dot - 14 - lane * place)
         line = f"M{dot - 8} {begin + 3}H{along + 6}Q{along} {begin + 3} {along} {begin + 9}V{end - 9}"
         line += f"Q{along} {end - 3} {along + 6} {end - 3}H{dot - 14}"
         head = f"M{dot - 15} {end - 7}v8l7 -4z"

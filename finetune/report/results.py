@@ -18,7 +18,7 @@ from finetune.report.words import lasted
 SHOWN = 6
 """Samples that a section shows."""
 ANSWERS = 24
-"""Prompts whose answers are shown where they are what the page is about, or in a box to be opened."""
+"""Prompts, at most, whose answers are shown where they are what the page is about, or in a box to be opened."""
 LONGEST = 3000
 """Characters of a text that are shown."""
 
@@ -48,7 +48,7 @@ def answers(run: FinishedRun) -> Html:
 
 def _shown(evaluation: Evaluation, limit: int, begin: int = 0) -> Html:
     names = [str(name) for name in evaluation.results.get("names") or ()]
-    return samples([answer_row(row, names) for row in evaluation.rows[begin:]], limit=limit)
+    return samples([answer_row(row, names) for row in evaluation.rows[begin : begin + limit]], limit=limit)
 
 
 def _box(title: str, body: str) -> Html:

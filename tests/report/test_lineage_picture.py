@@ -72,3 +72,17 @@ def test_the_picture_says_all_in_words_and_stays_in_its_frame(tmp_path):
     for element in root.iter():
         if element.get("x"):
             assert 0 <= float(element.get("x")) <= width and 0 <= float(element.get("y")) <= height
+
+
+def test_a_recipe_of_many_rounds_leaves_room_for_words(tmp_path):
+    """Each round reads the rows of all before: many arrows over many stages."""
+    runs = []
+    for number in range(1, 31):
+        best = {"stage": f"best.{number}", "kind": "reject", "fingerprint": f"b{number}", "base": {"name": "x"}}
+        inputs = {f"best.{n}": f"b{n}" for n in range(1, number + 1)}
+        settings = {"kind": "sft", "data": [{"stage": name} for name in inputs]}
+        sft = {"stage": f"sft.{number}", "kind": "sft", "fingerprint": f"s{number}", "inputs": inputs}
+        runs += [best, {**sft, "settings": settings}]
+    root = ET.fromstring(lineage(runs))
+    assert all(float(element.get("x")) < 200 for element in root.iter() if element.get("x"))
+    assert "rows of best.1 and" not in root.get("aria-label") and "rows of best.30" in root.get("aria-label")

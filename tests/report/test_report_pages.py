@@ -232,3 +232,33 @@ def test_headings_of_a_page_are_its_contents():
     assert re.findall(r'<li class="level-(\d)"><a href="#(\w)">(.*?)</a>', content) == [
         ("2", "a", "One &amp; two"), ("3", "b", "Three"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "metrics", "said"),
+    [
+        ("average", {"adapters": 3, "rank": 8, "distance": 0.5}, "The mean of 3 adapters; nothing was trained."),
+        ("grpo", {"steps": 3, "reward_first": 0.5, "reward_last": 0.75}, "The mean reward rose from 0.5 to 0.75."),
+        (
+            "dpo",
+            {"held_out_metrics": {"accuracy": 0.75}},
+            "In 75.0 % of the held-out comparisons it favours the better",
+        ),
+        ("dpo", {}, "No result is recorded."),
+        ("gguf", {}, "GGUF export"),
+        ("new_kind", {"held_out": 1.0}, "New_kind on"),
+    ],
+)
+def test_every_kind_has_words(tmp_path, kind, metrics, said):
+    folder = whole_run(tmp_path / "runs", make_base(tmp_path / "base"), "one", kind, metrics=metrics)
+    assert said in read(run_page(read_run(folder))).words
+
+
+def test_names_of_another_log_are_drawn_too(tmp_path):
+    lines = [{"step": n, "rewards/helpful/mean": n / 2, "text": "x", "flag": True, "kl": 0.1} for n in range(1, 5)]
+    folder = whole_run(tmp_path / "runs", make_base(tmp_path / "base"), "g", "grpo",
+                       files={"metrics.jsonl": jsonl(lines)})  # fmt: skip
+    content = run_page(read_run(folder))
+    assert (
+        ">Rewards: helpful: mean</text>" in content and ">Flag</text>" not in content and ">Text</text>" not in content
+    )
