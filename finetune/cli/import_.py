@@ -45,7 +45,6 @@ def import_(theirs: Path, out: Path, tool: str | None, kind: str | None, force: 
       finetune import config.yaml --from trl --kind dpo
     """
     from finetune.cli.init import _schema_reference
-    from finetune.durable import rename_file, write_bytes
     from finetune.migrate.migrate import migrate
 
     if out.is_dir():
@@ -55,11 +54,21 @@ def import_(theirs: Path, out: Path, tool: str | None, kind: str | None, force: 
     if out.exists() and theirs.exists() and out.samefile(theirs):
         raise InputError(f"{out} is the file to be read: give another name with -o")
     found = migrate(theirs, out, tool=tool, kind=kind, schema=_schema_reference(out.parent))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f"{out.name}.part{os.getpid()}")
-    write_bytes(part, found.text.encode())
-    rename_file(part, out)
+    _write(out, found.text)
     _summary(theirs, out, found)
+
+
+def _write(out: Path, text: str) -> None:
+    from finetune.durable import rename_file, write_bytes
+
+    part = out.with_name(f"{out.name}.part{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(part, text.encode())
+        rename_file(part, out)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
 
 
 def _summary(theirs: Path, out: Path, found: Migration) -> None:

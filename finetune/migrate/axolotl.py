@@ -39,12 +39,9 @@ def _begin(draft: Draft, theirs: Section) -> None:
     rl = theirs.text("rl")
     if rl is not None:
         if rl not in _LOSSES:
-            theirs.account.problem(
-                theirs.at("rl"),
-                f"rl: {rl} is not imported",
-                "its reward functions are Python code; write a stage of kind grpo by hand: docs/trl.md"
-                if rl in ("grpo", "gdpo") else f"known are {', '.join(_LOSSES)}",
-            )  # fmt: skip
+            python = "its reward functions are Python code; write a stage of kind grpo by hand: docs/trl.md"
+            hint = python if rl in ("grpo", "gdpo") else f"known are {', '.join(_LOSSES)}"
+            theirs.account.problem(theirs.at("rl"), f"rl: {rl} is not imported", hint)
         draft.begin("dpo", f"rl: {rl}")
         theirs.tell("rl", Fate.CARRIED, "→ kind: dpo")
     elif theirs.flag("reward_model"):
@@ -148,8 +145,10 @@ def _data(draft: Draft, theirs: Section) -> bool:
         theirs.decide("excess_length_strategy", "comparisons are not cut here: too_long is drop or error")
     if kind == "sft" and theirs.flag("train_on_inputs"):
         draft.carry(theirs, "train_on_inputs", draft.of_stage("loss_on"), "all")
-    elif "train_on_inputs" in theirs:
+    elif kind == "sft":
         theirs.tell("train_on_inputs", Fate.CARRIED, "→ loss_on: answers")
+    else:
+        theirs.tell("train_on_inputs", Fate.LEFT_OUT, "answers are what is compared")
     return held_out
 
 

@@ -23,7 +23,12 @@ _PREFERENCES: Mapping[str, dict[str, str]] = {
     "default": {},
 }
 """The second half of llama3.intel and its like → the names of its columns that differ from ours."""
-_LOADED = ("path", "data_files", "name", "split", "revision", "type")
+_OWN_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "sft": {"field_instruction": "instruction", "field_input": "input", "field_output": "output"},
+    "dpo": {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected"},
+    "kto": {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label"},
+}
+"""What a type of their own calls its columns → ours, by what the stage reads."""
 _OWN_ROLES = {"user": {"human", "user"}, "assistant": {"gpt", "assistant"}, "system": {"system"}, "tool": {"tool"}}
 
 
@@ -131,16 +136,9 @@ def _comparison(dataset: Section, name: str) -> tuple[dict[str, Any], str]:
 def _user_defined(dataset: Section, kind: str) -> tuple[dict[str, Any], str]:
     """A type of their own: columns are carried over, the text round them is not."""
     own = dataset.section("type")
-    ours = {
-        "sft": {"field_instruction": "instruction", "field_input": "input", "field_output": "output",
-                "field_system": "system"},
-        "dpo": {"field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected",
-                "field_system": "system"},
-        "kto": {"field_prompt": "prompt", "field_completion": "completion", "field_label": "label",
-                "field_system": "system"},
-    }["dpo" if kind == "reward" else kind]  # fmt: skip
+    ours = _OWN_COLUMNS["dpo" if kind == "reward" else kind]
     formats = {"sft": "alpaca", "kto": "judged"}
-    fields = {name: own.text(key) for key, name in ours.items() if own.text(key)}
+    fields = {name: own.text(key) for key, name in {**ours, "field_system": "system"}.items()}
     named = {name: column for name, column in fields.items() if column is not None}
     note = "its columns are in fields; the text that it writes round them is not: model.template does that here"
     return _named(named, formats.get(kind, "pairs")), note

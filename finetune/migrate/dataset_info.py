@@ -109,53 +109,54 @@ def _near(draft: Draft, path: Path) -> bool:
 
 
 def _format(given: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    columns = given.get("columns")
-    columns = columns if isinstance(columns, Mapping) else {}
-    tags = given.get("tags")
-    tags = {**_TAGS, **(tags if isinstance(tags, Mapping) else {})}
-    names: dict[str, Any]
-    turns = given.get("formatting") in ("sharegpt", "openai")
-    if given.get("formatting") == "openai":
-        tags = {**tags, "role_tag": "role", "content_tag": "content"} if not given.get("tags") else tags
-    by_role = turns and tags["role_tag"] == "role"
+    """format and fields of a source, by `formatting`, `ranking`, `columns` and `tags` of its description."""
+    found = given.get("columns")
+    columns: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
     if stage == "pt":
         format_, names = "text", {"text": columns.get("prompt", "text")}
-    elif given.get("ranking"):
-        names = {"chosen": columns.get("chosen", "chosen"), "rejected": columns.get("rejected", "rejected")}
-        own = columns.get("messages", "conversations")
-        format_ = "sharegpt_pairs" if turns and not by_role else "pairs"
-        if format_ == "sharegpt_pairs":
-            names |= {"conversations": own, "from": tags["role_tag"], "value": tags["content_tag"]}
-        elif turns:
-            names |= {"prompt": own, "role": tags["role_tag"], "content": tags["content_tag"]}
-        else:
-            names |= {"prompt": columns.get("prompt", "instruction"), "input": columns.get("query", "input")}
-    elif label := columns.get("kto_tag"):
-        format_, names = "judged", {"label": label}
-        if turns:
-            names["messages" if by_role else "conversations"] = columns.get("messages", "conversations")
-        else:
-            names |= {"prompt": columns.get("prompt", "instruction"), "completion": columns.get("response", "output")}
-    elif by_role:
-        format_ = "messages"
-        names = {"messages": columns.get("messages", "conversations"), "role": "role", "content": tags["content_tag"]}
-    elif turns:
-        format_ = "sharegpt"
-        names = {"conversations": columns.get("messages", "conversations"), "from": tags["role_tag"],
-                 "value": tags["content_tag"]}  # fmt: skip
+    elif given.get("formatting") in ("sharegpt", "openai"):
+        format_, names = _of_turns(given, columns)
     else:
-        format_ = "alpaca"
-        names = {"instruction": columns.get("prompt", "instruction"), "input": columns.get("query", "input"),
-                 "output": columns.get("response", "output"), "history": columns.get("history", "history")}  # fmt: skip
-    for more in ("system", "tools"):
-        if more in columns and (
-            more == "system" or format_ in ("sharegpt", "messages", "pairs", "sharegpt_pairs", "judged")
-        ):
-            names[more] = columns[more]
-    if format_ == "messages":
-        names.pop("system", None)
+        format_, names = _of_texts(given, columns)
+    if "system" in columns and format_ not in ("text", "messages"):
+        names["system"] = columns["system"]
+    if "tools" in columns and format_ not in ("text", "alpaca"):
+        names["tools"] = columns["tools"]
     fields = {ours: str(column) for ours, column in names.items() if column is not None and ours != column}
     return {"format": format_, **({"fields": fields} if fields else {})}
+
+
+def _of_turns(given: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Conversations: sharegpt's turns of from and value, or messages of role and content."""
+    tags = dict(_TAGS)
+    if given.get("formatting") == "openai":
+        tags |= {"role_tag": "role", "content_tag": "content"}
+    if isinstance(own := given.get("tags"), Mapping):
+        tags |= own
+    conversation = columns.get("messages", "conversations")
+    by_role = tags["role_tag"] == "role"
+    names = {"role" if by_role else "from": tags["role_tag"], "content" if by_role else "value": tags["content_tag"]}
+    if given.get("ranking"):
+        names |= {key: columns.get(key, key) for key in ("chosen", "rejected")}
+        names["prompt" if by_role else "conversations"] = conversation
+        return ("pairs" if by_role else "sharegpt_pairs"), names
+    names["messages" if by_role else "conversations"] = conversation
+    if label := columns.get("kto_tag"):
+        return "judged", {**names, "label": label}
+    return ("messages" if by_role else "sharegpt"), names
+
+
+def _of_texts(given: Mapping[str, Any], columns: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Alpaca's columns, each a text."""
+    question, more = columns.get("prompt", "instruction"), columns.get("query", "input")
+    if given.get("ranking"):
+        names = {key: columns.get(key, key) for key in ("chosen", "rejected")}
+        return "pairs", {"prompt": question, "input": more, **names}
+    answer = columns.get("response", "output")
+    if label := columns.get("kto_tag"):
+        return "judged", {"prompt": question, "completion": answer, "label": label}
+    history = columns.get("history", "history")
+    return "alpaca", {"instruction": question, "input": more, "output": answer, "history": history}
 
 
 def _odd(given: Mapping[str, Any]) -> str:

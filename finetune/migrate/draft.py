@@ -66,8 +66,7 @@ class Draft:
         said = name if theirs == value else f"{name}: {shown(theirs, key)}"
         self.put(path, value, f"{said}; {note}" if note else said)
         self.origins[key_path_text(path)] = section.at(key)
-        section.tell(key, fate or (Fate.CHANGED if note else Fate.CARRIED), f"→ {key_path_text(path)}; {note}" if note
-                     else f"→ {key_path_text(path)}")  # fmt: skip
+        section.tell(key, fate or _fate(note), _where(path, note))
 
     def default(self, path: KeyPath, value: Any, key: str) -> None:
         """What their tool does where the key is absent, written out."""
@@ -79,8 +78,7 @@ class Draft:
             comment = self.comments.get(path, "")
             said = f"{key_path_text(section.at(key))}: {shown(section.raw(key), key)}"
             self.comments[path] = f"{comment}; {said}" if comment else said
-            section.tell(key, Fate.CHANGED if note else Fate.CARRIED,
-                         f"→ {key_path_text(path)}" + (f"; {note}" if note else ""))  # fmt: skip
+            section.tell(key, _fate(note), _where(path, note))
 
     def _list(self, path: KeyPath) -> list[dict[str, Any]]:
         section: Any = self.recipe
@@ -88,3 +86,11 @@ class Draft:
             section = section[key]
         found: list[dict[str, Any]] = section
         return found
+
+
+def _fate(note: str) -> Fate:
+    return Fate.CHANGED if note else Fate.CARRIED
+
+
+def _where(path: KeyPath, note: str) -> str:
+    return f"→ {key_path_text(path)}" + (f"; {note}" if note else "")

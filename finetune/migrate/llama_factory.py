@@ -159,12 +159,11 @@ def _data(draft: Draft, theirs: Section, stage: str) -> bool:
     if tests:
         theirs.tell("val_size", Fate.EMPTY, "eval_dataset is measured on")
     rows.too_long(draft, "cutoff_len")
-    for key in ("train_on_prompt",):
-        if theirs.flag(key) and stage == "sft":
-            draft.carry(theirs, key, draft.of_stage("loss_on"), "all")
+    if theirs.flag("train_on_prompt") and stage == "sft":
+        draft.carry(theirs, "train_on_prompt", draft.of_stage("loss_on"), "all")
     if theirs.flag("mask_history"):
-        theirs.decide("mask_history", "all answers of a conversation are trained; weight: 0 on a turn of format "
-                      "messages keeps it out (docs/data.md)")  # fmt: skip
+        note = "all answers are trained; a turn of format messages with weight: 0 is not (docs/data.md)"
+        theirs.decide("mask_history", note)
     if theirs.flag("streaming"):
         theirs.decide(
             "streaming", "rows are read whole; streaming: true on a hub source, with take, reads its first ones"

@@ -44,8 +44,8 @@ def fill_ppo(draft: Draft, theirs: Section) -> None:
     else:
         draft.carry(theirs, "ppo_score_norm", path, whiten)
     if theirs.flag("ppo_whiten_rewards"):
-        theirs.decide("ppo_whiten_rewards", "rewards of single tokens are not whitened here: whiten_scores and "
-                      "whiten_advantages are what there is (docs/ppo.md)")  # fmt: skip
+        note = "rewards of single tokens are not whitened here, but whiten_scores and whiten_advantages (docs/ppo.md)"
+        theirs.decide("ppo_whiten_rewards", note)
     if "max_steps" in train:  # where TRL's PPO loop goes round once
         del train["max_steps"], train["epochs"]
         draft.carry(theirs, "max_steps", draft.of_stage("iterations"), theirs.whole("max_steps"))

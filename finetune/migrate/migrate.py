@@ -43,6 +43,7 @@ def migrate(path: Path, out: Path, *, tool: str | None = None, kind: str | None 
     out: where the recipe will stand, for relative paths. tool: None = told by the keys. kind: of TRL's commands, whose
     files do not say which they are for. Raises RecipeError with lines of their file, or InputError.
     """
+    path = Path(os.path.expanduser(path))
     document = _read(path)
     values: dict[str, Any] = document.value
     found, why = (tool, "as told with --from") if tool is not None else tool_of(values, str(path))
@@ -110,7 +111,7 @@ def _read(path: Path) -> Document:
             raise RecipeError([Problem("this is a folder; give the configuration file")], name)
         if path.stat().st_size > _MAX_BYTES:
             raise RecipeError([Problem("too large for a configuration; is this a data file?")], name)
-        text = Path(os.path.expanduser(path)).read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
         raise RecipeError([Problem("no such file")], name) from error
     except UnicodeDecodeError as error:

@@ -84,16 +84,16 @@ def _entry(
     inside = indent + " " * len(dash)
     start = f"{indent}{dash}{key}:"
     if isinstance(value, Mapping) and value and path[-1] != "fields":
-        body = [line for inner, entry in _sorted(value, path) for line in
-                _entry(inner, entry, (*path, inner), comments, f"{inside}  ")]  # fmt: skip
-        return [*_beside(start, comment), *body]
+        lines = _beside(start, comment)
+        for inner, entry in _sorted(value, path):
+            lines += _entry(inner, entry, (*path, inner), comments, f"{inside}  ")
+        return lines
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         lines = _beside(start, comment)
         for index, item in enumerate(value):
             for place, (inner, entry) in enumerate(item.items()):
-                here = (*path, index, inner)
-                lines += _entry(inner, entry, here, comments, f"{inside}  " + ("" if place == 0 else "  "),
-                                "- " if place == 0 else "")  # fmt: skip
+                margin, mark = (f"{inside}  ", "- ") if place == 0 else (f"{inside}    ", "")
+                lines += _entry(inner, entry, (*path, index, inner), comments, margin, mark)
         return lines
     return _beside(f"{start} {flow(value)}", comment)
 

@@ -34,8 +34,8 @@ def fill(draft: Draft, raw: Section) -> None:
             theirs.account.problem(theirs.at(key), words)
             return
     loss = component(theirs.section("loss"))
-    draft.begin("dpo" if loss.startswith("rlhf.") or loss.endswith(("DPOLoss", "RSOLoss", "IPOLoss")) else "sft",
-                f"loss: {loss or 'none'}")  # fmt: skip
+    compared = loss.startswith("rlhf.") or loss.endswith(("DPOLoss", "RSOLoss", "IPOLoss"))
+    draft.begin("dpo" if compared else "sft", f"loss: {loss or 'none'}")
     _base(draft, theirs)
     full = _adapter(draft, theirs)
     _template_and_length(draft, theirs)

@@ -11,8 +11,13 @@ from finetune.migrate.draft import Draft
 _OPTIMIZERS = {
     "AdamW": "adamw", "AdamW8bit": "adamw_8bit", "PagedAdamW": "paged_adamw", "PagedAdamW8bit": "paged_adamw_8bit",
 }  # fmt: skip
-_LOSSES = {"DPOLoss": ("sigmoid", "beta", 0.1), "RSOLoss": ("hinge", "gamma", 0.1), "IPOLoss": ("ipo", "tau", 0.1),
-           "SimPOLoss": ("simpo", "beta", 2.0)}  # fmt: skip
+_LOSSES = {
+    "DPOLoss": ("sigmoid", "beta", 0.1),
+    "RSOLoss": ("hinge", "gamma", 0.1),
+    "IPOLoss": ("ipo", "tau", 0.1),
+    "SimPOLoss": ("simpo", "beta", 2.0),
+}
+"""Theirs → our loss, their name of beta, its default."""
 
 
 def training(draft: Draft, theirs: Section, full: bool) -> None:

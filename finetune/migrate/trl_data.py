@@ -56,8 +56,10 @@ def _one(draft: Draft, theirs: Section, extra: dict[str, Any], measured: bool) -
     add_source(
         draft, theirs, "dataset_name", given, [], {**whole, **({"split": split} if split != "train" else {})}, ("data",)
     )
-    theirs.tell("dataset_train_split", Fate.CARRIED if hub else Fate.LEFT_OUT,
-                "→ split of the source" if hub else "files have no splits here")  # fmt: skip
+    if hub:
+        theirs.tell("dataset_train_split", Fate.CARRIED, "→ split of the source")
+    else:
+        theirs.tell("dataset_train_split", Fate.LEFT_OUT, "files have no splits here")
     if measured and hub:
         first = {key: theirs.account.told[theirs.at(key)] for key in ("dataset_name",)}
         add_source(draft, theirs, "dataset_name", given, [], {**whole, "split": test}, ("held_out", "data"))
