@@ -102,7 +102,7 @@ def test_every_error_and_exit_code_is_explained() -> None:
     def tree(error: type[FinetuneError]) -> Iterator[type[FinetuneError]]:
         yield error
         for below in error.__subclasses__():
-            if below.__module__.startswith("finetune."):
+            if below.__module__ == "finetune.errors":
                 yield from tree(below)
 
     for error in tree(FinetuneError):
