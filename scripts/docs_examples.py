@@ -23,11 +23,11 @@ model:
 adapter: {rank: 64, alpha: 32, targets: [q_proj, k_proj, v_proj, o_proj], modules_to_save: [lm_head]}
 """,
     "track": """
-track: {wandb: {project: chat}}
+track: {wandb: {project: chat}, tensorboard: true}
 """,
     "track.wandb": """
 track:
-  wandb: {project: chat, mode: offline, entity: my-team, tags: [llama3, first-try]}
+  wandb: {project: chat, mode: offline, entity: my-team, tags: [llama3, first-try], samples: 20}
 """,
     "kind: sft": """
 stages:
