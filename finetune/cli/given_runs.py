@@ -51,6 +51,7 @@ def named(folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder, stage in zip(folders, stages, strict=True):
         name = folder.resolve().name if stage in shared else stage
+        name = "run" if name == BASE else name
         if name in found:
             raise InputError(f"{found[name]} and {folder} would have one name: give each run once")
         found[name] = folder
