@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_NAMES})
+    return sorted({*(name for name in globals() if name.startswith("__")), *_NAMES})
 
 
 sys.modules[__name__].__class__ = _FrontDoor

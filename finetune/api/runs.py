@@ -36,7 +36,7 @@ class Run:
     """
 
     def __init__(self, folder: PathLike) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise InputError(no_run(self.folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,22 @@ def run(
             loaded, Path(runs), screen.say, kinds=kinds, until=until, begin=begin, functions=functions, screen=screen
         )
     except (KeyboardInterrupt, InterruptedRunError) as stopped:
-        raise InterruptedRunError(_stopped(stopped)) from None
-    return Results(plan)
+        _let_go(stopped)
+        told = _stopped(stopped)
+    except BaseException as error:
+        _let_go(error)
+        raise
+    else:
+        return Results(plan)
+    raise InterruptedRunError(told)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold. A notebook keeps its last error, and so would keep the model in memory
+    while the same cell loads it again."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _known_kinds(kinds: str | Collection[str], present: Collection[str]) -> set[str]:

@@ -16,6 +16,7 @@ from stage_recipes import sft_stage, train
 import finetune as ft
 
 SECONDS = 120
+MODELS = "import gc, transformers; sum(isinstance(o, transformers.LlamaForCausalLM) for o in gc.get_objects())"
 RUN = "results = ft.run('recipe.yaml')\nresults"
 
 
@@ -79,6 +80,8 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(
     assert "a checkpoint is saved. Run this cell again to go on" in error["evalue"]
     assert error["traceback"] == [f"InterruptedRunError: {error['evalue']}"]
     assert [path for path in (part / "work" / "checkpoints").glob("step-*") if path.suffix != ".part"]
+    [alive] = [message for message in kernel.run(MODELS) if message["type"] == "execute_result"]
+    assert alive["data"]["text/plain"] == "0", "the error that the kernel remembers does not hold the model"
     assert not whole.folder.with_name("tiny").exists() and not (part / "manifest.json").exists()
 
     messages = kernel.run(RUN)

@@ -10,7 +10,9 @@ from api_chain import Chain
 from stage_recipes import sft_stage
 
 import finetune as ft
-from finetune.errors import InputError
+from finetune.api import walking
+from finetune.errors import InputError, InterruptedRunError
+from finetune.notebook import screen
 from finetune.notebook.page import yaml_code
 from finetune.notebook.place import in_notebook
 from finetune.notebook.screen import SECONDS, NotebookScreen
@@ -94,6 +96,23 @@ def test_a_whole_walk(chain: Chain, write_recipe: Callable[..., Path], tmp_path:
     html, words = cell.pages[-1]
     assert "sft: done before" in words and "more: done  2/2" in words and words.startswith("tiny: done in")
     assert "more: done: " in html, "the last lines that were said"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), InterruptedRunError("stopped by SIGINT. Run the same command")])
+def test_an_interrupt_is_one_line(
+    error: BaseException, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no stage was at a step: while a base is loaded, Python's own KeyboardInterrupt comes through."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(walking, "in_notebook", lambda: True)
+    monkeypatch.setattr(walking, "run_recipe", interrupted)
+    monkeypatch.setattr(screen, "_cell", lambda: lambda html, words: None)
+    with pytest.raises(InterruptedRunError, match=r"^stopped[^.]*\. Run this cell again to go on from there$") as told:
+        ft.run(write_recipe({"sft": sft_stage()}))
+    assert told.value.__context__ is None
 
 
 def test_not_everything_is_a_notebook() -> None:
