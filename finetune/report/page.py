@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from finetune.report import results, sections
 from finetune.report.charts import charts
+from finetune.report.evaluated import evaluations
 from finetune.report.lineage_picture import ancestors, lineage
 from finetune.report.page_style import PAGE_STYLE
 from finetune.report.pieces import STYLE, Html, facts, join, table, text
@@ -83,7 +84,7 @@ def stage_sections(run: FinishedRun, *, prefix: str = "", level: int = 2) -> lis
         found.append(("pictures", "Pictures", Html(f'<div class="grid">{results.pictures(run)}</div>')))
     if run.kind in ONLINE and run.samples:
         found.append(("samples", "Held-out prompts, first and last answers", results.policy_samples(run)))
-    found.append(("evaluations", "Evaluations", results.evaluations(run)))
+    found.append(("evaluations", "Evaluations", evaluations(run)))
     return [Section(f"{prefix}{id}", title, body, level) for id, title, body in found if body]
 
 

@@ -13,7 +13,6 @@ from finetune.report.curves import curve
 from finetune.report.pieces import Html, facts, join, number, samples, table, text
 from finetune.report.questions import questions
 from finetune.report.read import FinishedRun
-from finetune.report.words import lasted
 
 SHOWN = 6
 """Samples that a section shows."""
@@ -39,10 +38,8 @@ def answers(run: FinishedRun) -> Html:
         return Html("")
     newest, *older = reversed(found)
     marks = "In the last two the words that differ are marked: dotted in the earlier, with a line in the later."
-    boxes = [_box(f"{_drawn(one)}", _shown(one, ANSWERS)) for one in older]
-    rest = (
-        _box(f"{len(newest.rows) - SHOWN:,} more", _shown(newest, ANSWERS, SHOWN)) if len(newest.rows) > SHOWN else ""
-    )
+    boxes = [box(f"{_drawn(one)}", _shown(one, ANSWERS)) for one in older]
+    rest = box(f"{len(newest.rows) - SHOWN:,} more", _shown(newest, ANSWERS, SHOWN)) if len(newest.rows) > SHOWN else ""
     return join([Html(f"<p>{text(_drawn(newest))} {marks}</p>"), _shown(newest, SHOWN), rest, *boxes])
 
 
@@ -51,7 +48,7 @@ def _shown(evaluation: Evaluation, limit: int, begin: int = 0) -> Html:
     return samples([answer_row(row, names) for row in evaluation.rows[begin : begin + limit]], limit=limit)
 
 
-def _box(title: str, body: str) -> Html:
+def box(title: str, body: str) -> Html:
     """What is folded until it is opened."""
     return Html(f"<details><summary>{text(title)}</summary>{body}</details>")
 
@@ -186,49 +183,23 @@ def policy_samples(run: FinishedRun) -> Html:
     return samples(rows, limit=SHOWN)
 
 
-def evaluations(run: FinishedRun) -> Html:
-    """Everything that `finetune eval` measured of the run and kept, the oldest first."""
-    rows = [
-        (
-            evaluation.task.replace("_", " "),
-            evaluation.data.get("name"),
-            (evaluation.against or {}).get("name"),
-            _results(evaluation.results),
-            evaluation.data.get("rows", len(evaluation.rows)),
-            f"{evaluation.made}, {lasted(evaluation.seconds)}",
-        )
-        for evaluation in run.evaluations
-        if evaluation.task != "answers"
-    ]
-    if not rows:
-        return Html("")
-    return table(("task", "on", "against", "result (95 % interval)", "rows", "made"), rows, numeric=(4,))
-
-
-def _results(results: Mapping[str, Any]) -> Html:
-    """Results in lines; those of many groups, such as kinds of instructions, in a box to be opened."""
-    groups = {name: value for name, value in results.items() if isinstance(value, Mapping) and "value" not in value}
-    main = told({name: value for name, value in results.items() if name not in groups})
-    lines = [text(f"{name} {value}") for name, value in main]
-    folded = [
-        _box(name.replace("_", " "), "<br>".join(text(f"{inner} {value}") for inner, value in told(group)))
-        for name, group in groups.items()
-    ]
-    return Html("<br>".join(lines) + "".join(folded))
-
-
 def told(results: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:
     """Results as (name, value): numbers with their intervals, what lies deeper under the names of both."""
     for name, value in results.items():
         called = f"{inside}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping) and _is_number(value.get("value")):
+        if is_figure(value):
             yield called, number(value["value"]) + _interval(value)
         elif isinstance(value, Mapping):
             yield from told(value, f"{called}: ")
-        elif _is_number(value):
+        elif is_number(value):
             yield called, str(text(value))
         elif isinstance(value, str):
             yield called, value
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a result is a number with, or without, an interval."""
+    return isinstance(value, Mapping) and is_number(value.get("value"))
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
@@ -236,7 +207,7 @@ def _interval(figure: Mapping[str, Any]) -> str:
     return f" ({number(low)} to {number(high)})" if low is not None and high is not None else ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -264,9 +235,9 @@ def _correlation(length: Mapping[str, Any]) -> str:
 
 
 def _share(value: Any) -> str | None:
-    return f"{100 * value:.1f} %" if _is_number(value) else None
+    return f"{100 * value:.1f} %" if is_number(value) else None
 
 
 def _when(line: Mapping[str, Any]) -> str:
-    score = f", reward {number(line['reward'])}" if _is_number(line.get("reward")) else ""
+    score = f", reward {number(line['reward'])}" if is_number(line.get("reward")) else ""
     return (f"after step {line['step']}" if line["step"] else "before") + score

@@ -149,8 +149,10 @@ def test_answers_and_evaluations_are_on_the_page(tmp_path):
     keep_evaluation(folder, older)
     words = read(run_page(read_run(folder))).words
     assert words.index("to own rows.") < words.index("to other rows.")
-    assert "accuracy 0.5 (0.4 to 0.6) unfinished 3" in re.sub(" +", " ", words) and "by kind short 1" in words
-    assert "chat/dpo" in words and "win rate 0.7" in words and "<b>" not in content
+    assert "gsm8k on gsm8k.jsonl, 80 rows, made" in words and "in 1 min 1 s" in words
+    assert "accuracy 50.0 % 40.0 % to 60.0 %" in words and "by kind" in words and "short 100.0 %" in words
+    assert "unfinished 3" in words and "win rate on p.jsonl, against chat/dpo" in words
+    assert "win rate 0.7" in words and "<b>" not in content
 
 
 def test_how_to_make_it_again_loads_as_a_recipe(folders):
