@@ -50,7 +50,7 @@ class WandbTracker:
         mode = sends_less.get(told, settings.mode)
         note = _read_note(folder) or _new_note(folder, settings, lineage)
         earlier = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
-        self._written = max((rows_written(file) for file in earlier), default=0)
+        self._written = max((rows_written(file) for file in earlier), default=None)
         try:
             self._run = wandb.init(
                 project=settings.project,
