@@ -121,6 +121,9 @@ def targets(draft: Draft, section: Section, key: str, given: Sequence[str]) -> N
         draft.carry(section, key, path, _short(names), note, Fate.DECIDE)
     elif len(given) == 1 and any(mark in given[0] for mark in "*|\\(["):
         draft.carry(section, key, path, given[0])
+    elif strange := [name for name in names if name.rpartition(".")[2] not in LINEAR]:
+        note = f"a LLaMA has no linear layer {', '.join(strange)}: it has {', '.join(LINEAR)}"
+        draft.carry(section, key, path, _short([name for name in names if name not in strange]), note, Fate.DECIDE)
     else:
         draft.carry(section, key, path, _short(names))
 

@@ -33,7 +33,8 @@ class Places:
         """The file or folder that they mean: from where we are, or else from their file's folder and those above."""
         path = Path(os.path.expanduser(given))
         folder = self.theirs.resolve().parent
-        places = (path,) if path.is_absolute() else (self.here, folder, *folder.parents[:4])
+        above = folder.parents[:4] if "/" in given else ()  # a mere word may be there by chance
+        places = (path,) if path.is_absolute() else (self.here, folder, *above)
         try:
             return next((place / path for place in places if (place / path).exists()), None)
         except OSError:  # a name that is too long for the disk, a folder that may not be read

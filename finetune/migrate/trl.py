@@ -126,6 +126,9 @@ def _length(draft: Draft, theirs: Section, kind: str) -> None:
     key = "max_seq_length" if "max_seq_length" in theirs else "max_length"
     if (length := theirs.whole(key)) is not None:
         draft.carry(theirs, key, path, length)
+    elif key in theirs.values:
+        draft.put(path, 4096, f"{key}: null is no limit there; here there is always one, for the memory")
+        theirs.tell(key, Fate.CHANGED, "→ model.max_length 4096: there is always a limit here")
     else:
         draft.default(path, 1024, "max_length")
 

@@ -165,6 +165,14 @@ def test_a_base_that_is_no_llama_is_told(tmp_path: Path) -> None:
     assert any("qwen2" in line for line in local.wrong)
 
 
+def test_layers_that_a_llama_does_not_have_are_told(tmp_path: Path) -> None:
+    found = imported(tmp_path, {**AXOLOTL, "lora_target_modules": ["q_proj", "query_key_value"]})
+    assert found.recipe.adapter.targets == ["q_proj"]
+    assert "a LLaMA has no linear layer query_key_value" in found.decide
+    pattern = imported(tmp_path, {**AXOLOTL, "lora_target_modules": r".*\.(q|k)_proj"})
+    assert pattern.recipe.adapter.targets == r".*\.(q|k)_proj" and pattern.decide == ""
+
+
 def test_a_base_that_is_quantised_already_is_told(tmp_path: Path) -> None:
     found = imported(tmp_path, {**AXOLOTL, "base_model": "unsloth/llama-3-8b-bnb-4bit"})
     assert "holds quantised weights by its name" in found.decide

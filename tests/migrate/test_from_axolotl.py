@@ -233,3 +233,9 @@ def test_kto_columns(tmp_path: Path, kind: str, fields: dict[str, str]) -> None:
     assert (found.stage.data[0].format, found.stage.data[0].fields) == ("judged", fields)
     assert found.recipe.model.template == ("llama3" if kind.startswith("llama3") else "auto")
     assert ("there is no chatml here" in found.decide) == kind.startswith("chatml")
+
+
+def test_a_batch_size_of_all_is_taken_as_it_is(tmp_path: Path) -> None:
+    found = imported(tmp_path, {**without(AXOLOTL, "gradient_accumulation_steps"), "batch_size": 48})
+    assert (found.stage.train.batch_size, found.stage.train.micro_batch_size) == (48, 2)
+    assert "of all devices together" in found.text

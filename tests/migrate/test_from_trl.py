@@ -89,6 +89,12 @@ def test_dpo(tmp_path: Path) -> None:
     assert on.recipe.adapter.dropout == 0.1
 
 
+def test_no_limit_there_is_a_limit_here(tmp_path: Path) -> None:
+    found = imported(tmp_path, {**TRL, "max_length": None})
+    assert found.recipe.model.max_length == 4096
+    assert found.fate("max_length") is Fate.CHANGED
+
+
 def test_mixed_losses(tmp_path: Path) -> None:
     two = imported(tmp_path, {**DPO, "loss_type": ["sigmoid", "sft"], "loss_weights": [2.0, 0.5]})
     assert (two.stage.loss, two.stage.nll_weight) == ("sigmoid", 0.25)
