@@ -76,7 +76,8 @@ def in_one_line(evaluation: Evaluation) -> str:
         words.append(f"on {evaluation.data['name']}")
     chief = next((name for name in _CHIEF if is_interval(results.get(name))), None)
     if chief is not None:
-        return f"{' '.join(words)}: {_figure(results[chief], chief in _SHARES)}"
+        label = f"{_WORDS[chief]} " if chief == "difference" else ""
+        return f"{' '.join(words)}: {label}{_figure(results[chief], chief in _SHARES)}"
     if evaluation.task == "lm_eval":
         found = [f"{task} {_first(values)}" for task, values in results["tasks"].items()]
         return f"lm_eval: {', '.join(found)}"

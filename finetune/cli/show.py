@@ -22,7 +22,9 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
       finetune show recipe.yaml
       finetune show recipe.yaml --json
     """
+    from finetune.cli.eval_shown import in_one_line
     from finetune.cli.figures import lines
+    from finetune.plan.evaluations import read_evaluations
     from finetune.plan.manifest import read_manifest
     from finetune.plan.plan import make_plan
     from finetune.recipe.load import load_recipe
@@ -43,3 +45,5 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
         if entry["metrics"]:
             for line in lines(entry["metrics"]):
                 click.echo(f"  {line}")
+        for evaluation in read_evaluations(Path(entry["path"])):
+            click.echo(f"  {in_one_line(evaluation)}")

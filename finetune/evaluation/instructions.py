@@ -83,7 +83,8 @@ def count_sentences(text: str) -> int:
             break
         mark = stop.group(1)
         goes_on = after[0].islower()
-        is_number = before.isdigit() and text[rest : stop.start()].strip().lower() in (before, f"({before}")
+        line = text[: stop.start()].rpartition("\n")[2].strip()
+        is_number = before.isdigit() and line in (before, f"({before}")
         is_short = before in _ABBREVIATIONS or (len(before) == 1 and before.isalpha() and before != "i")
         if (mark == "." and (is_short or is_number or goes_on)) or (mark in ("...", "\u2026") and goes_on):
             continue

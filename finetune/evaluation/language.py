@@ -33,7 +33,7 @@ _SCRIPTS = {
     "HEBREW": ("he",),
     "HIRAGANA": ("ja",),
     "KATAKANA": ("ja",),
-    "CJK": ("zh", "ja"),
+    "CJK": ("zh",),
 }  # fmt: skip
 """The languages of a script, by the first word of its letters' Unicode names."""
 LANGUAGES = frozenset(language for languages in _SCRIPTS.values() for language in languages)

@@ -83,7 +83,7 @@ def win_rate(
             row["scores"] = [mine[0], other[0]]
     else:
         texts_of = [(ours[i][0].text, theirs[i][0].text) for i in range(len(prompts))]
-        replies = _verdicts(prompts.asked, texts_of, ask, measurement)
+        replies = verdicts_of(prompts.asked, texts_of, ask, measurement)
         judged = []
         for index, (row, own) in enumerate(zip(rows, replies, strict=True)):
             orders = tuple(read_verdict(text) for text in own)
@@ -98,7 +98,7 @@ def win_rate(
     return measurement.keep(results, rows)
 
 
-def _verdicts(
+def verdicts_of(
     asked: Sequence[Asked], texts: Sequence[Pair], ask: Callable[[str, str, str], str], measurement: Measurement
 ) -> list[list[str]]:
     """The judge's two replies on every pair, ours first and theirs first; none where both answers are the same."""

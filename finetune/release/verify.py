@@ -24,6 +24,7 @@ from finetune.model.base import Precision, choose_device, choose_precision, load
 from finetune.model.ragged import Layout, ragged_hidden
 from finetune.model.reward import open_reward
 from finetune.plan.base_files import BaseFiles, read_json
+from finetune.plan.evaluations import FOLDER as EVALUATIONS
 from finetune.plan.manifest import FILE, read_manifest
 from finetune.plan.run_base import find_base
 from finetune.release.lora import CONFIG
@@ -64,7 +65,8 @@ def _check_files(folder: Path, manifest: Mapping[str, Any], say: Say) -> None:
         raise ProofError(f"{folder}: {problem}")
     size = sum(entry["size"] for entry in files.values())
     say(f"files: all {len(files)} ({size / 2**20:,.1f} MiB) have the sha256 that the manifest records")
-    if extra := [name for name in describe_files(folder, leave_out=[*files, FILE])]:
+    found = describe_files(folder, leave_out=[*files, FILE])
+    if extra := [name for name in found if not name.startswith(f"{EVALUATIONS}/")]:  # added to a run as it is measured
         say(f"files: {len(extra)} more that the manifest does not know, not checked: {', '.join(extra[:5])}")
 
 
