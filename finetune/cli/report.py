@@ -88,6 +88,8 @@ def _chosen(
     given: Path, stage_name: str | None, overrides: Sequence[str], runs: Path
 ) -> tuple[Plan | None, list[Path]]:
     """The folders that are meant: a run's own, one stage's of a recipe, or all finished ones'. Raises InputError."""
+    if given.name in ("", ".."):  # `.` and such have no name that a page could be named after
+        given = given.resolve()
     if not given.is_file():
         from finetune.plan.manifest import read_manifest
         from finetune.report.read import no_run

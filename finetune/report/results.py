@@ -16,6 +16,8 @@ from finetune.report.read import FinishedRun
 
 SHOWN = 6
 """Samples that a section shows."""
+BETWEEN = 3
+"""Prompts whose answers are shown step by step."""
 ANSWERS = 24
 """Prompts, at most, whose answers are shown where they are what the page is about, or in a box to be opened."""
 LONGEST = 3000
@@ -166,21 +168,26 @@ def _kept_and_lowest(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, A
 
 
 def policy_samples(run: FinishedRun) -> Html:
-    """A policy's answers to held-out prompts: its first beside its last."""
+    """A policy's answers to held-out prompts: its first beside its last, and of a few prompts all between."""
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for line in run.samples:
         if isinstance(line.get("answer"), str) and isinstance(line.get("step"), int):
             by_prompt.setdefault(str(line.get("prompt")), []).append(line)
     asked = questions(run)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    between: list[Html] = []
     for prompt, lines in by_prompt.items():
         ordered = sorted(lines, key=lambda line: int(line["step"]))
         if ordered[0]["step"] != ordered[-1]["step"]:
             shown = {key: clip(value) for key, value in asked.get(prompt, {"prompt": prompt}).items()}
             rows.append({**shown, **{_when(line): clip(line["answer"]) for line in (ordered[0], ordered[-1])}})
+            if len(ordered) > 2 and len(between) < BETWEEN:
+                steps = [(line["step"], line.get("reward"), clip(line["answer"])) for line in ordered]
+                name = str(asked.get(prompt, {}).get("prompt") or prompt)
+                between.append(table(("step", "reward", "answer"), steps, caption=clip(name), numeric=(0, 1)))
     if not rows:
         return Html('<p class="ft-quiet">The run kept no samples of different steps.</p>')
-    return samples(rows, limit=SHOWN)
+    return join([samples(rows, limit=SHOWN), *([box("Step by step", join(between))] if between else [])])
 
 
 def told(results: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, str]]:

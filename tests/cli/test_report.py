@@ -136,3 +136,10 @@ def test_the_recipe_of_a_page_makes_the_same_run(finetune, done, tmp_path):
     shown = finetune("show", path.parent / "again.yaml", "--runs", runs, "--json")
     assert shown.code == 0, shown.err
     assert json.loads(shown.out)[0]["path"] == str(run)
+
+
+def test_the_folder_one_stands_in(finetune, done, monkeypatch):
+    _, _, run = done
+    monkeypatch.chdir(run)
+    assert finetune("report", ".", "--no-answers").code == 0
+    assert run.with_name(f"report-{run.name}.html").is_file()

@@ -111,7 +111,7 @@ def ppo_run(runs: Path, base: Path, start: Path, helpful: Path) -> Path:
     answers = [
         {"step": step, "prompt": f"prompts.jsonl:{n}", "answer": f"{word} {NASTY}", "reward": reward, "finished": True}
         for n in range(3)
-        for step, word, reward in ((0, "hm", 0.5), (6, "gladly", 3.25))
+        for step, word, reward in ((0, "hm", 0.5), (3, "well", 1.5), (6, "gladly", 3.25))
     ]
     metrics = {
         "steps": 6, "held_out_reward_before": 1.0, "held_out_reward_after": 5.5, "held_out_kl_before": 0.0,

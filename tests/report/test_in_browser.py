@@ -35,22 +35,33 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Every sort of page, written to a file, with answers, evaluations, notes, and words that do not fit."""
-    folder = tmp_path_factory.mktemp("pages")
+    """Every sort of page, with words that do not fit."""
+    return written(tmp_path_factory.mktemp("pages"), WIDE)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same, as they usually are."""
+    return written(tmp_path_factory.mktemp("plain"), "Rome")
+
+
+def written(folder: Path, word: str) -> dict[str, Path]:
+    """Every sort of page in a file of its own, with answers, evaluations, notes, and a word in all of them."""
     folders = chain(folder)
     rows = [
-        {"prompt": f"Ask {n} {WIDE}?", "base": f"I do not know. {NASTY}", "sft": f"Rome, I think. {WIDE}"}
+        {"prompt": f"Ask {n} {word}?", "base": f"I do not know. {NASTY}", "sft": f"It is {n}, I think. {word}"}
         for n in range(9)
     ]
-    keep_evaluation(folders["sft"], Evaluation("answers", {"name": WIDE}, {}, {"names": ["base", "sft"]}, rows))
-    results = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, WIDE: 1.0, "by_kind": {WIDE: {"value": 0.5}}}
-    keep_evaluation(folders["sft"], Evaluation("gsm8k", {"name": f"{WIDE}.jsonl"}, {}, results))
+    keep_evaluation(folders["sft"], Evaluation("answers", {"name": word}, {}, {"names": ["base", "sft"]}, rows))
+    results = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, word: 1.0, "by_kind": {word: {"value": 0.5}}}
+    keep_evaluation(folders["sft"], Evaluation("gsm8k", {"name": f"{word}.jsonl"}, {}, results))
     runs = {name: read_run(path) for name, path in folders.items()}
     content = {name: run_page(run) for name, run in runs.items()}
-    content["recipe"] = recipe_page(f"chat {WIDE}", list(runs.values()), {"dpo": "dpo"})
-    other = sft_run(folder / "b", make_base(folder / "b-base"), settings={"kind": "sft", "name": WIDE})
+    content["recipe"] = recipe_page(f"chat {word}", list(runs.values()), {"dpo": "dpo"})
+    other = sft_run(folder / "b", make_base(folder / "b-base"), settings={"kind": "sft", "name": word})
+    rows = [{**row, "sft": f"Perhaps {row['sft']}"} for row in rows]
     keep_evaluation(other, Evaluation("answers", {}, {}, {"names": ["base", "sft"]}, rows))
-    content["comparison"] = comparison_page([(runs["sft"], read_run(other))], ("A", WIDE), {})
+    content["comparison"] = comparison_page([(runs["sft"], read_run(other))], ("A", f"B {word}"), {})
     (other / "metrics.jsonl").write_text("{")
     content["damaged"] = run_page(read_run(other))
     for name, text in content.items():
@@ -68,14 +79,22 @@ def test_layout_colours_and_figures(chromium: Browser, pages: dict[str, Path], n
     page = chromium.open(pages[name].as_uri())
     for look, (width, dark) in LOOKS.items():
         page.look(width=width, dark=dark)
-        if name in ("recipe", "comparison", "helpful"):
-            page.screenshot(SCREENSHOTS / f"report-{name}-{look}.png")
         assert problems(page) == [], look
     open_all(page)
     for width, dark in LOOKS.values():
         page.look(width=width, dark=dark)
         assert problems(page) == [], (width, dark, "opened")
     assert page.requests == [page.url]
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["recipe", "helpful", "comparison"])
+def test_as_they_usually_are(chromium: Browser, plain: dict[str, Path], name: str) -> None:
+    page = chromium.open(plain[name].as_uri())
+    for look, (width, dark) in LOOKS.items():
+        page.look(width=width, dark=dark)
+        assert problems(page) == [], look
+        assert page.screenshot(SCREENSHOTS / f"report-{name}-{look}.png").stat().st_size > 20_000
     page.close()
 
 

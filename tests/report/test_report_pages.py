@@ -97,6 +97,7 @@ def test_samples_are_shown_beside_what_they_are_compared_with(folders):
     best, ppo = (read(run_page(read_run(folders[name]))).words for name in ("best", "ppo"))
     assert "kept, score 2 good 0 lowest of 2, score -1 poor 0" in best
     assert "before, reward 0.5" in ppo and "after step 6, reward 3.25" in ppo
+    assert "Step by step prompts.jsonl:0 step reward answer 0 0.5 hm" in ppo and "3 1.5 well" in ppo
     assert "kl is large" in ppo
 
 
