@@ -11,11 +11,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from finetune.durable import is_disk_full
 from finetune.engine.sampling_journal import Journal, open_journal
-from finetune.errors import InputError
+from finetune.errors import DiskFullError, InputError
 from finetune.plan.evaluations import FOLDER, Evaluation, Task, keep_evaluation
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.release.lineage import key_of
@@ -46,13 +48,16 @@ class Measurement:
 
     def recall(self, kind: str) -> Iterator[dict[str, Any]]:
         """What an earlier attempt noted of a kind, in order."""
-        for entry in self._open().read():
+        with self._told():
+            journal = self._open()
+        for entry in journal.read():
             if entry["kind"] == kind:
                 yield entry
 
     def note(self, kind: str, entry: Mapping[str, Any]) -> None:
         """Keep a part of the work: it is on the disk when this returns."""
-        self._open().append({"kind": kind, **entry})
+        with self._told():
+            self._open().append({"kind": kind, **entry})
 
     def keep(
         self, results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (), *, began: float | None = None
@@ -63,9 +68,26 @@ class Measurement:
         if not os.access(self.run, os.W_OK):  # a shared folder of finished runs
             self._say(f"{self.run} cannot be written: the evaluation is not kept in it")
             return found
-        self._say(f"kept in {keep_evaluation(self.run, found)}")
+        with self._told():
+            path = keep_evaluation(self.run, found)
+        self._say(f"kept in {path}")
         shutil.rmtree(self._work, ignore_errors=True)
         return found
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(
+                    f"the disk is full: {self.run / FOLDER} could not be written. Free some space and give the same "
+                    "command again: what is there already is not done twice"
+                ) from error
+            raise InputError(
+                f"{self.run / FOLDER} cannot be written ({error.strerror}): answers are kept there. Copy the run, and "
+                "measure the copy"
+            ) from error
 
     def _open(self) -> Journal:
         if self._journal is None:

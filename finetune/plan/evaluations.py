@@ -32,9 +32,10 @@ def _now() -> str:
 class Evaluation:
     """One measurement; all of it JSON.
 
-    data: what it was measured on: name, digest, rows. settings: how (sampling, judge, limits). results: what came out,
-    shares in [0, 1], with `low` and `high` of 95 % intervals beside them. rows: one object for each row measured.
-    against: the other run of a comparison: name, and fingerprint or "base". made: when, UTC. seconds: how long it took.
+    data: what it was measured on: name, digest, rows. settings: how (sampling, judge, limits). results: what came out;
+    a figure with a 95 % interval is {"value", "low", "high"}, shares are in [0, 1]; docs/evaluation.md lists them by
+    task. rows: one object for each row measured. against: the other run of a comparison: name, and fingerprint or
+    "base". made: when, UTC. seconds: how long it took.
     """
 
     task: Task

@@ -1,0 +1,91 @@
+"""A run's own held-out rows, found again from its manifest: those that its stage measured, wherever one stands."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+from stage_recipes import PAIRS, QUESTIONS, reward_stage, sft_stage, write_jsonl
+
+from finetune.errors import InputError
+from finetune.evaluation.prompts import own_prompts, question
+from finetune.evaluation.tasks import evaluate
+from finetune.plan.manifest import read_manifest
+from finetune.plan.run_base import find_base
+
+
+def own(run, said=None):
+    lines = said if said is not None else []
+    manifest = read_manifest(run)
+    return own_prompts(run, manifest, *find_base(run, manifest, None, lines.append), lines.append)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Found from the run and its base alone, not from where one stands."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def test_of_an_sft_stage_the_rows_whose_loss_it_measured(lab, tmp_path):
+    run = lab.run("sft")
+    asked = {question(prompt) for prompt in own(run).asked}
+    rows = [row for row in QUESTIONS if row["prompt"] in asked]
+    assert len(rows) == len(asked) == json.loads((run / "manifest.json").read_text())["data"]["held_out_rows"] == 6
+    found = evaluate(run, "loss", data=write_jsonl(tmp_path / "held_out.jsonl", rows), say=lambda line: None)
+    assert found.results["loss"]["value"] == pytest.approx(read_manifest(run)["metrics"]["held_out"], rel=1e-5)
+
+
+def test_of_a_preference_stage_the_prompts_of_its_comparisons(lab):
+    said: list[str] = []
+    found = own(lab.run("dpo"), said)
+    assert len(found) == read_manifest(lab.run("dpo"))["data"]["held_out_rows"] == 8
+    assert said[-1] == "prompts: 8 of its own held-out rows" and found.name == "held-out rows of dpo"
+    assert {question(prompt) for prompt in found.asked} < {row["prompt"] for row in PAIRS}
+    assert own(lab.run("dpo")).digest == found.digest != own(lab.run("sft")).digest
+
+
+def test_other_kinds_of_stages(tmp_path, tiny_base):
+    """A separate file, none held out, and stages that sample; the base and the recipe moved together."""
+    from finetune.cli.walk import walk
+
+    folder = tmp_path / "before"
+    (folder / "recipes").mkdir(parents=True)
+    shutil.copytree(tiny_base, folder / "models/tiny")
+    write_jsonl(folder / "questions.jsonl", QUESTIONS)
+    write_jsonl(folder / "pairs.jsonl", PAIRS[:20])
+    write_jsonl(folder / "others.jsonl", PAIRS[20:])
+    data, separate = [{"path": "../questions.jsonl"}], {"data": [{"path": "../others.jsonl"}], "max_rows": 5}
+    sampling = {"reward": "helpful", "prompts": data, "max_new_tokens": 4}
+    recipe = {
+        "name": "kinds",
+        "model": {"base": "../models/tiny", "load_in": "fp32", "max_length": 128},
+        "adapter": {"rank": 2, "alpha": 4},
+        "stages": {
+            "none": sft_stage(data=data, held_out={"fraction": 0.0}),
+            "helpful": reward_stage(data=[{"path": "../pairs.jsonl"}], held_out=separate),
+            "ppo": {
+                **{"kind": "ppo", "start_from": "none", "rollouts": 4, "iterations": 1, "passes": 1},
+                **sampling,
+                "held_out": {"fraction": 0.25, "max_rows": 4},
+                "train": {"batch_size": 4, "learning_rate": 0.001},
+            },
+        },
+    }
+    (folder / "recipes/kinds.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    walk(folder / "recipes/kinds.yaml", (), tmp_path / "runs", kinds=None)
+
+    def run(stage):
+        (found,) = (tmp_path / "runs/kinds").glob(f"{stage}-*")
+        return found
+
+    said: list[str] = []
+    assert len(own(run("none"), said)) == len(QUESTIONS) and "it has seen them" in said[-1]
+    assert len(own(run("helpful"))) == 5
+    assert len(own(run("ppo"))) == 4
+    lines = (folder / "questions.jsonl").read_text().splitlines(keepends=True)
+    (folder / "questions.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(InputError, match=r"questions.jsonl.*is not the same any more.*--data"):
+        own(run("none"))
