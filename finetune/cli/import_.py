@@ -44,7 +44,7 @@ def import_(theirs: Path, out: Path, tool: str | None, kind: str | None, force: 
       finetune import examples/train_lora/llama3_lora_dpo.yaml -o dpo.yaml
       finetune import config.yaml --from trl --kind dpo
     """
-    from finetune.cli.init import _schema_reference
+    from finetune.cli.init import schema_reference
     from finetune.migrate.migrate import migrate
 
     if out.is_dir():
@@ -53,7 +53,7 @@ def import_(theirs: Path, out: Path, tool: str | None, kind: str | None, force: 
         raise InputError(f"{out} exists already; give another name with -o, or --force to overwrite it")
     if out.exists() and theirs.exists() and out.samefile(theirs):
         raise InputError(f"{out} is the file to be read: give another name with -o")
-    found = migrate(theirs, out, tool=tool, kind=kind, schema=_schema_reference(out.parent))
+    found = migrate(theirs, out, tool=tool, kind=kind, schema=schema_reference(out.parent))
     _write(out, found.text)
     _summary(theirs, out, found)
 

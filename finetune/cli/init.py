@@ -56,7 +56,7 @@ def init(path: Path, base: str | None, data: str | None) -> None:
 def _recipe_text(path: Path, base: str, data: str) -> str:
     template = Path(__file__).parents[1].joinpath("recipe", "starter.yaml").read_text(encoding="utf-8")
     values = {
-        "SCHEMA": _schema_reference(path.parent),
+        "SCHEMA": schema_reference(path.parent),
         "FILE": shlex.quote(path.name),
         "NAME": _name(path),
         "GATED": " This one asks you to accept its licence there." if base == _BASE else "",
@@ -66,7 +66,7 @@ def _recipe_text(path: Path, base: str, data: str) -> str:
     return re.sub("__([A-Z]+)__", lambda found: values[found[1]], template)
 
 
-def _schema_reference(folder: Path) -> str:
+def schema_reference(folder: Path) -> str:
     """Where an editor finds the schema: relative where it lies under the folder we work in, such as a project's
     virtual environment, so that the recipe can be shared; else absolute."""
     schema = Path(__file__).resolve().parents[1] / "recipe" / "schema.json"

@@ -19,6 +19,7 @@ from finetune.quiet import quiet_libraries
 
 COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "init": ("finetune.cli.init:init", "Write a commented recipe to begin with."),
+    "import": ("finetune.cli.import_:import_", "Turn another tool's configuration into a recipe."),
     "check": ("finetune.cli.check:check", "Check a recipe and the files it names. No torch, no network."),
     "plan": ("finetune.cli.plan:plan", "Show what a recipe would do, and why: stages, folders, memory."),
     "inspect": ("finetune.cli.inspect:inspect", "Show the tokens that would be trained, as the model sees them."),
@@ -32,14 +33,13 @@ COMMANDS = {  # name: (module:attribute, what `finetune --help` says)
     "average": ("finetune.cli.kinds:average", "Run the recipe's averages of adapters."),
     "run": ("finetune.cli.run:run", "Run everything in the recipe that is not done yet."),
     "show": ("finetune.cli.show:show", "Show the stages of a recipe: state, folder, metrics."),
+    "report": ("finetune.cli.report:report", "One HTML file: data, curves, results, answers."),
+    "eval": ("finetune.cli.eval:evaluate", "Measure a run: loss, reward, win rate, IFEval, GSM8K."),
+    "chat": ("finetune.cli.chat:chat", "Talk to a run, side by side with its base or others."),
+    "serve": ("finetune.cli.serve:serve", "An OpenAI-compatible address and a page, on loopback."),
     "merge": ("finetune.cli.merge:merge", "Merge adapters into their base, proven."),
     "export": ("finetune.cli.export:export", "Export a merged model to GGUF, Ollama or vLLM."),
     "verify": ("finetune.cli.verify:verify", "Check a run, or a merged folder, against its manifest."),
-    "eval": ("finetune.cli.eval:evaluate", "Score a file with a finished run, or measure its loss."),
-    "report": ("finetune.cli.report:report", "One HTML file: what was trained, on what, how it went, what changed."),
-    "chat": ("finetune.cli.chat:chat", "Talk to a run in the terminal, side by side with others or its base."),
-    "serve": ("finetune.cli.serve:serve", "Answer on this machine: an OpenAI-compatible address and a web page."),
-    "import": ("finetune.cli.import_:import_", "Turn another tool's configuration into a recipe."),
     "publish": ("finetune.cli.publish:publish", "Publish a run on the hub: proven, with card and licence."),
 }
 

@@ -106,6 +106,14 @@ def known_kinds() -> dict[str, type[BaseModel]]:
     return kinds_of(Stage)
 
 
+def is_of_another_tool(data: Mapping[str, Any]) -> bool:
+    """Whether a file is no recipe at all, but a configuration of Axolotl, LLaMA-Factory, torchtune or TRL."""
+    if "stages" in data:
+        return False
+    names_base = "base_model" in data or "model_name_or_path" in data
+    return names_base or any(isinstance(part, Mapping) and "_component_" in part for part in data.values())
+
+
 def kind_hint(kind: str) -> str | None:
     """What was probably meant by a kind that there is not."""
     plain = kind.lower().replace("-", "_")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from finetune.errors import Problem, RecipeError
 from finetune.recipe.checks import check_files, located, reference_problems
 from finetune.recipe.explain import explain
-from finetune.recipe.hints import kind_hint, known_kinds
+from finetune.recipe.hints import is_of_another_tool, kind_hint, known_kinds
 from finetune.recipe.overrides import apply_overrides
 from finetune.recipe.positions import KeyPath, Position, read_yaml
 from finetune.recipe.rounds import repeated_work, without_groups
@@ -59,6 +60,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
         document.problems.append(Problem(message, "", document.positions[()].line, hint))
     if not isinstance(document.value, dict):
         raise RecipeError(document.problems, name)
+    if is_of_another_tool(document.value):
+        hint = f"`finetune import {shlex.quote(name)}` makes a recipe of it"
+        raise RecipeError([Problem("this is another tool's configuration, not a recipe", hint=hint)], name)
     return _validated(document.value, overrides, path, path.parent, name, document.positions, document.problems)
 
 

@@ -76,10 +76,10 @@ def test_the_schema_that_editors_are_pointed_to_is_there(tmp_path: Path) -> None
 
 def test_inside_the_project_the_schema_is_relative(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe that is committed beside the package, or beside a virtual environment with it, names no machine."""
-    from finetune.cli.init import _schema_reference
+    from finetune.cli.init import schema_reference
 
     monkeypatch.chdir(root)
-    assert _schema_reference(Path("recipes")) == "../finetune/recipe/schema.json"
+    assert schema_reference(Path("recipes")) == "../finetune/recipe/schema.json"
 
 
 def test_nothing_is_overwritten(finetune: Any, tmp_path: Path) -> None:

@@ -404,3 +404,19 @@ def test_a_damaged_file_loads_or_ends_in_a_recipe_error(
         load_recipe(path)
     except RecipeError as error:
         assert all(problem.message for problem in error.problems)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "base_model: meta-llama/Llama-3.2-1B\nnum_epochs: 1\n",
+        "model_name_or_path: meta-llama/Llama-3.2-1B\nstage: sft\n",
+        "model:\n  _component_: torchtune.models.llama3_2.lora_llama3_2_1b\n",
+    ],
+)
+def test_another_tools_configuration_is_one_message(tmp_path: Path, theirs: str) -> None:
+    path = tmp_path / "theirs.yaml"
+    path.write_text(theirs, encoding="utf-8")
+    with pytest.raises(RecipeError, match="finetune import") as caught:
+        load_recipe(path)
+    assert len(caught.value.problems) == 1
