@@ -7,7 +7,6 @@ with the same settings is answered the same, alone or among others, but for roun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +110,7 @@ class ChatModel:
     _device: torch.device
     _compute: torch.dtype
     _turns: Turns
+    _speaking: str | None = None
 
     def prompt(self, asked: Asked) -> Prompt:
         """What is asked, as tokens up to where the answer begins. Raises RenderError where the template has no form."""
@@ -134,7 +134,8 @@ class ChatModel:
         rooms = [min(settings.max_new_tokens, self.room - len(prompt.ids)) for prompt in prompts]
         for room in sorted(set(rooms)):  # nearly always one
             chosen = [index for index, own in enumerate(rooms) if own == room]
-            with self._turns, self._active(name), loop.autocast(self._device, self._compute):
+            with self._turns, loop.autocast(self._device, self._compute):
+                self._speak_as(name)
                 found = generate(
                     self.base,
                     [prompts[index].ids for index in chosen],
@@ -170,7 +171,8 @@ class ChatModel:
         told: dict[tuple[str, int], str] = {}
         while streams:
             for name, stream in list(streams.items()):
-                with self._turns, self._active(name), loop.autocast(self._device, self._compute):
+                with self._turns, loop.autocast(self._device, self._compute):
+                    self._speak_as(name)
                     ended = stream.step()
                 writing = stream.writing
                 if not writing:
@@ -209,14 +211,21 @@ class ChatModel:
         if name not in self.names:
             raise InputError(f"nobody here is called '{name}'; there are {', '.join(self.names)}")
 
-    def _active(self, name: str) -> AbstractContextManager[object]:
+    def _speak_as(self, name: str) -> None:
+        """Make `name` the one that the base's layers speak for. Takes time in proportion to the layers, so only where
+        another one spoke last; `PeftModel.disable_adapter` would look at every module's state besides."""
         self._check(name)
-        if self._adapted is None:
-            return nullcontext()
+        if self._adapted is None or name == self._speaking:
+            return
+        layers = self._adapted.base_model
+        before, self._speaking = self._speaking, None  # until it is done: it may be interrupted
         if name == BASE:
-            return self._adapted.disable_adapter()
-        self._adapted.set_adapter(self._peft_names[name])
-        return nullcontext()
+            layers.disable_adapter_layers()
+        else:
+            if before is None or before == BASE:
+                layers.enable_adapter_layers()
+            self._adapted.set_adapter(self._peft_names[name])
+        self._speaking = name
 
 
 def open_chat(runs: Mapping[str, Path], *, base: str | None = None, say: Say) -> ChatModel:

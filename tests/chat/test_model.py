@@ -89,7 +89,8 @@ def test_the_base_answers_as_if_there_were_no_adapter(lab: Lab, chat) -> None:
     assert alone.names == ("bare",)
     ids = torch.from_numpy(chat.prompt(ASKED[0]).ids)[None]
     chat.answer(ASKED, "plain", SHORT)
-    with torch.no_grad(), chat._active("base"):
+    chat._speak_as("base")
+    with torch.no_grad():
         through = chat.base(ids).logits
     with torch.no_grad():
         assert torch.equal(through, alone.base(ids).logits)
