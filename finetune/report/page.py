@@ -112,7 +112,7 @@ def page(title: str, first: Html, parts: Sequence[Section]) -> str:
 
 def anchor(stage: str) -> str:
     """A stage's id on the page."""
-    return "stage-" + "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stage)
+    return "stage-" + "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in stage)
 
 
 def _curves(main: Html, more: Html) -> Html:

@@ -230,6 +230,14 @@ def test_what_is_no_run_is_said(tmp_path):
         read_run(tmp_path)
 
 
+def test_stages_of_rounds_have_places_of_their_own(tmp_path):
+    base = make_base(tmp_path / "base")
+    runs = [read_run(sft_run(tmp_path / "runs", base, stage)) for stage in ("sft.1", "sft.2", "sft-1")]
+    found = read(recipe_page("rounds", runs, {}))
+    assert len(found.ids) == len(set(found.ids)) and {link[1:] for link in found.links} <= set(found.ids)
+    assert "stage-sft.2" in found.ids
+
+
 def test_headings_of_a_page_are_its_contents():
     content = page("T", Html(""), [Section("a", "One & two", Html("x")), Section("b", "Three", Html("y"), 3)])
     assert re.findall(r'<li class="level-(\d)"><a href="#(\w)">(.*?)</a>', content) == [
