@@ -13,8 +13,7 @@ from finetune.data.formats import known_format
 from finetune.data.readers import RawRow
 from finetune.errors import InputError
 from finetune.notebook.page import boxed
-from finetune.notebook.place import in_notebook
-from finetune.quiet import calm_libraries, quiet_libraries
+from finetune.notebook.place import calm, in_notebook
 from finetune.report.pieces import samples
 from finetune.shapes import Completion, Dialog, Message, Origin
 
@@ -184,8 +183,7 @@ def load(run: RunLike | Mapping[str, RunLike], *, base: str | None = None) -> Ch
 
 def open_model(runs: Mapping[str, Run], base: str | None) -> ChatModel:
     """The runs on their base, in memory."""
-    quiet_libraries()
-    calm_libraries()
+    calm()
     from finetune.chat.model import open_chat
 
     return open_chat({name: run.folder for name, run in runs.items()}, base=base, say=_say())

@@ -11,8 +11,8 @@ from typing import Any
 from finetune.data.look import LookedAt, Prepared, choose_stage, look_at, prepare_stage, spoken
 from finetune.data.prepare_prompts import PreparedPrompts
 from finetune.notebook.page import boxed, heading
+from finetune.notebook.place import calm
 from finetune.plan.plan import make_plan, stages_read
-from finetune.quiet import calm_libraries, quiet_libraries
 from finetune.recipe.data_settings import DataSource
 from finetune.recipe.load import LoadedRecipe
 from finetune.recipe.references import row_sources
@@ -91,8 +91,7 @@ _TRAINED = "background:var(--ft-after);border-radius:2px"
 
 def inspect_stage(loaded: LoadedRecipe, name: str | None, count: int, runs: Path) -> Inspection:
     """Look at a stage's data. name: None = the first with data. Raises InputError."""
-    quiet_libraries()
-    calm_libraries()
+    calm()
     name, stage = choose_stage(loaded, name)
     lines: list[str] = []
     cache = runs / ".cache" if runs.is_dir() else None  # looking at data makes no folder for runs

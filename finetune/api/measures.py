@@ -13,8 +13,8 @@ from finetune.api.recipe import PathLike, Recipe
 from finetune.api.runs import RunLike, as_run
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
+from finetune.notebook.place import calm
 from finetune.plan.plan import make_plan
-from finetune.quiet import calm_libraries, quiet_libraries
 from finetune.recipe.data_settings import DataFormat
 from finetune.report.read import FinishedRun, read_run
 
@@ -62,8 +62,7 @@ def evaluate(
         ft.evaluate(results["sft"], "loss", data="held_out.jsonl")
         ft.evaluate(results["dpo"], "win_rate", against=results["sft"], judge=results["helpful"])
     """
-    quiet_libraries()
-    calm_libraries()
+    calm()
     from finetune.evaluation import tasks
 
     changes = {"temperature": temperature, "max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}

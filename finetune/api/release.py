@@ -10,7 +10,7 @@ from typing import Literal
 
 from finetune.api.recipe import PathLike
 from finetune.api.runs import Run, RunLike
-from finetune.quiet import calm_libraries, quiet_libraries
+from finetune.notebook.place import calm
 
 
 def merge(
@@ -35,8 +35,7 @@ def merge(
 
         merged = ft.merge(results["dpo"], "merged")
     """
-    quiet_libraries()
-    calm_libraries()
+    calm()
     from finetune.release.merge import merge as merge_runs
     from finetune.release.merge_sources import MergeSettings
 
@@ -69,8 +68,7 @@ def export(
 
         ft.export(merged, "gguf", "chat-gguf", type="q8_0")
     """
-    quiet_libraries()
-    calm_libraries()
+    calm()
     from finetune.release.export import export as export_folder
 
     kind = None if type is None else type.lower()
@@ -106,7 +104,7 @@ def publish(
         ft.publish(results["dpo"], "me/Llama-3.2-1B-chat")                  # shows, uploads nothing
         ft.publish(results["dpo"], "me/Llama-3.2-1B-chat", confirm=True)
     """
-    quiet_libraries()
+    calm()
     from finetune.release.publish import PublishSettings
     from finetune.release.publish import publish as send
 

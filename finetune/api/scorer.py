@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from finetune.api.answers import Prompt, as_asked
 from finetune.api.runs import Run, RunLike, as_run
 from finetune.errors import InputError
-from finetune.quiet import calm_libraries, quiet_libraries
+from finetune.notebook.place import calm
 
 
 class Scorer:
@@ -31,8 +31,7 @@ class Scorer:
         """The scores of each prompt's answers; a prompt of several is computed once. Raises InputError."""
         if len(prompts) != len(answers):
             raise InputError(f"{len(prompts):,} prompts and answers to {len(answers):,}: each prompt needs a list")
-        quiet_libraries()
-        calm_libraries()
+        calm()
         from finetune.evaluation.scorer import score_answers
 
         asked = [as_asked(prompt, is_chat=True) for prompt in prompts]

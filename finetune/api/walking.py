@@ -12,7 +12,7 @@ from finetune.api.runs import Run
 from finetune.engine.progress import duration
 from finetune.errors import InputError, InterruptedRunError
 from finetune.notebook.page import boxed, heading
-from finetune.notebook.place import in_notebook
+from finetune.notebook.place import calm, in_notebook
 from finetune.plan.plan import Plan
 from finetune.report.pieces import table
 from finetune.run import run_recipe
@@ -87,6 +87,7 @@ def run(
         )
     from finetune.notebook.screen import NotebookScreen
 
+    calm()
     screen = NotebookScreen()
     try:
         plan = run_recipe(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
+
+from finetune.quiet import calm_libraries, quiet_libraries
 
 
 def in_notebook() -> bool:
@@ -10,3 +13,12 @@ def in_notebook() -> bool:
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and getattr(shell, "kernel", None) is not None
+
+
+def calm() -> None:
+    """Silence what the libraries say that is no news to a user. Call it before they are imported."""
+    quiet_libraries()
+    calm_libraries()
+    if in_notebook():
+        # tqdm, which transformers brings: it would rather have ipywidgets, for bars that nobody is shown here
+        warnings.filterwarnings("ignore", message="IProgress not found")

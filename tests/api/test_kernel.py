@@ -86,6 +86,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_bits(
 
     messages = kernel.run(RUN)
     assert errors(messages) == []
+    assert [message["text"] for message in stopped + messages if message["type"] == "stream"] == []
     shown = [message for message in messages if message["type"] in ("display_data", "update_display_data")]
     assert len({message["transient"]["display_id"] for message in shown}) == 1
     last = shown[-1]["data"]

@@ -73,6 +73,7 @@ def test_inspect_shows_what_is_trained(recipe: ft.Recipe) -> None:
     assert first.trained == sum(first.parts[0].trained) > 0 and first.tokens == len(first.parts[0].ids)
     text = repr(found)
     assert "⟦It is 0.<|eot_id|>⟧" in text and "What is 0?" in text
+    assert text.count("⟦") == text.count("⟧") == 3, "one in each row, and one in the legend"
     assert sum(count for _, _, count in found.lengths) == 23, "of 24 rows one is held out"
     page = found._repr_html_()
     assert 'background:var(--ft-after);border-radius:2px">It is 0.</span>' in page
