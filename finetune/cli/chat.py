@@ -36,7 +36,13 @@ if TYPE_CHECKING:
 @click.option(
     "--max-new-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer, in tokens."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws, at a temperature above 0.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**62),
+    default=0,
+    show_default=True,
+    help="Of the draws, at a temperature above 0.",
+)
 @click.option(
     "--pairs",
     type=click.Path(dir_okay=False, path_type=Path),
