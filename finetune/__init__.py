@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from finetune.api import Inspection as Inspection
     from finetune.api import Measured as Measured
     from finetune.api import Plan as Plan
+    from finetune.api import Plot as Plot
     from finetune.api import Recipe as Recipe
     from finetune.api import Results as Results
     from finetune.api import Run as Run
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = frozenset({
-    "Answer", "Chat", "Comparison", "Inspection", "Measured", "Plan", "Recipe", "Results", "Run", "Scorer", "compare",
-    "evaluate", "export", "load", "load_scorer", "merge", "open_run", "publish", "report", "run",
+    "Answer", "Chat", "Comparison", "Inspection", "Measured", "Plan", "Plot", "Recipe", "Results", "Run", "Scorer",
+    "compare", "evaluate", "export", "load", "load_scorer", "merge", "open_run", "publish", "report", "run",
 })  # fmt: skip
 """What finetune.api has, offered here."""
 

@@ -89,15 +89,23 @@ class Log(Rows):
 
 @dataclass(frozen=True, repr=False)
 class Plot:
-    """Curves over steps. A notebook shows the picture; `save` writes it as SVG."""
+    """Lines of (x, y) points over common axes. A notebook shows the picture; `save` writes it as SVG.
+
+        ft.Plot({name: run.log.line("loss") for name, run in results.items()}, "Loss", y="nats a token")
+
+    x, y: what the axes are called; y None = the line's own name, where there is one line.
+    """
 
     lines: Mapping[str, Sequence[tuple[float, float]]]
     title: str
+    x: str = "step"
+    y: str | None = None
 
     @property
     def svg(self) -> str:
-        y = next(iter(self.lines)) if len(self.lines) == 1 else "value"
-        return curve(self.lines, title=self.title, x="step", y=y.replace("_", " "))
+        """The picture."""
+        y = self.y or (next(iter(self.lines)).replace("_", " ") if len(self.lines) == 1 else "value")
+        return curve(self.lines, title=self.title, x=self.x, y=y)
 
     def save(self, path: PathLike) -> Path:
         """Write the picture as an SVG file.
@@ -109,9 +117,10 @@ class Plot:
 
     def __repr__(self) -> str:
         told = [
-            f"{name} {number(points[0][1])} at step {points[0][0]:.0f} -> {number(points[-1][1])} at step "
-            f"{points[-1][0]:.0f}"
+            f"{name} {number(points[0][1])} at {self.x} {number(points[0][0])} -> {number(points[-1][1])} at {self.x} "
+            f"{number(points[-1][0])}"
             for name, points in self.lines.items()
+            if points
         ]
         return f"{self.title}: {'; '.join(told)}"
 
