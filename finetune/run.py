@@ -40,8 +40,6 @@ _LIBRARIES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "to
 _PROCESSES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """How torchrun, accelerate launch and the MPIs say how many processes they started."""
 _KEPT_FROM_WORK = ("metrics.jsonl", "wandb", "tensorboard")
-_LOGS_OF_WANDB = shutil.ignore_patterns("*.log", "logs", "tmp", "latest-run")
-"""Links to files that wandb writes to for as long as the process lives: a manifest cannot vouch for them."""
 
 
 class Screen(Protocol):
@@ -144,10 +142,6 @@ def run_stage(
         for left in part.iterdir():  # what an interrupted ending wrote is written again
             if left != work:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-        def tell(line: str) -> None:
-            say(f"{stage.name}: {line}")
-
         job = Job(
             name=stage.name,
             recipe_name=plan.recipe.name,
@@ -161,11 +155,11 @@ def run_stage(
             work=work,
             cache=runs / ".cache",
             locate=loaded.locate,
-            say=tell,
+            say=lambda line: say(f"{stage.name}: {line}"),
             bases=bases or Bases(),
             functions=functions or {},
             progress=progress,
-            tracking=open_tracking(plan, stage, work, tell),
+            tracking=open_tracking(plan, stage, work, say),
         )
         began = time.time()
         with _nothing_left_of_nothing(part, work), _told_when_full(part), job.tracking:
@@ -232,11 +226,12 @@ def _nothing_left_of_nothing(part: Path, work: Path) -> Iterator[None]:
 
 
 def _keep(work: Path, part: Path) -> None:
-    """Copy, not move: killed before the manifest, the next session goes on from `work` as it was."""
+    """Copy, not move: killed before the manifest, the next session goes on from `work` as it was. wandb's logs stay
+    behind: it writes to them for as long as the process lives, so a manifest cannot vouch for them."""
     for name in _KEPT_FROM_WORK:
         source = work / name
         if source.is_dir():
-            shutil.copytree(source, part / name, ignore=_LOGS_OF_WANDB)
+            shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("*.log", "logs", "tmp", "latest-run"))
         elif source.is_file():
             shutil.copyfile(source, part / name)
 

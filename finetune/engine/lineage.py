@@ -39,14 +39,17 @@ class Lineage:
 
 
 def open_tracking(plan: Plan, stage: PlannedStage, work: Path, say: Callable[[str], None]) -> Tracking:
-    """The trackers that the recipe names, not yet open. work: where they write. Nothing is imported for none."""
+    """The trackers that the recipe names, not yet open. work: where they write. say: as `run_recipe` has
+    it, for all stages. Nothing is imported for none."""
     track = plan.recipe.track
     openers: dict[str, Opener] = {}
     if track.wandb is not None:
         from finetune.engine.wandb_tracker import WandbTracker
 
         wandb, told = track.wandb, describe_stage(plan, stage)
-        openers["wandb"] = lambda resolved: WandbTracker(wandb, told, resolved, work, say)
+        openers["wandb"] = lambda resolved: WandbTracker(
+            wandb, told, resolved, work, lambda line: say(f"{stage.name}: {line}")
+        )
     if track.tensorboard:
         from finetune.engine.tensorboard_tracker import TensorBoardTracker
 

@@ -1,8 +1,8 @@
 """Runs the command line in forked children of a process that has imported everything and may reach this machine only.
 
-Its one argument is JSON: a list of {"argv": […], "env": {…}, "kill": n, "stop": n}, all but
-the first optional. kill: the child is sent SIGKILL
-when line n of metrics.jsonl is written, a moment later; stop: SIGTERM, at once. Prints the exit statuses as JSON.
+Its one argument is JSON: a list of {"argv": […], "env": {…}, "kill": n, "stop": n}, all but the first optional. kill:
+the child is sent SIGKILL when line n of metrics.jsonl is written, a moment later; stop: SIGTERM, at once. Prints the
+exit statuses as JSON.
 """
 
 import json
