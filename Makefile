@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Test files run in this many processes, each on one thread; the tests of one file stay together and in order.
+JOBS ?= 2
 
-.PHONY: setup quickstart test check lint format schema bench clean
+.PHONY: setup quickstart test check lint format schema docs site notebooks bench clean
 
 setup: $(STAMP)
 
@@ -17,7 +19,7 @@ quickstart: $(STAMP)  ## the whole chain on the tiny carried LLaMA in 4 bits: SF
 	$(BIN)/python scripts/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -32,6 +34,15 @@ format: $(STAMP)
 
 schema: $(STAMP)  ## regenerate the committed JSON schema of the recipe language
 	$(BIN)/python -m finetune.recipe.json_schema
+
+docs: $(STAMP)  ## regenerate the pages of docs/reference that are made from the code
+	$(BIN)/python scripts/docs.py
+
+site: docs  ## build the site of docs/ into site/
+	$(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP)  ## run the six notebooks on the carried model
+	$(BIN)/python -m pytest tests/notebooks
 
 bench: $(STAMP)
 	$(BIN)/python tests/bench/sft_speed.py
