@@ -15,7 +15,7 @@ from stage_recipes import sft_stage, train
 
 import finetune as ft
 
-SECONDS = 120
+SECONDS = 300
 MODELS = "import gc, transformers; sum(isinstance(o, transformers.LlamaForCausalLM) for o in gc.get_objects())"
 RUN = "results = ft.run('recipe.yaml')\nresults"
 
