@@ -1,7 +1,8 @@
 """A hook of mkdocs (mkdocs.yml names it): pages that lie outside docs/, and links to and from them.
 
 On GitHub the files link to each other where they lie in the repository. On the site every page lies in docs/, so a link
-is followed in the repository and written anew for the place that its target has on the site.
+is followed in the repository and written anew for the place that its target has on the site. A link that is called as a
+file is called as its page there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ ELSEWHERE = {"README.md": "index.md"}  # not a page of the site; what to read th
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 """Target and anchor of a relative link in markdown."""
 
+CALLED_AS_FILE = re.compile(r"\[[\w./-]+\.md\](?=\(([^)\s#:]+\.md)\))")
+"""The words of a link such as [docs/rounds.md](../docs/rounds.md), and its target."""
+
 
 def on_files(files: Any, config: Any) -> Any:
     """mkdocs calls this when it has listed docs/: add the other pages."""
@@ -37,7 +41,17 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """mkdocs calls this with the text of each page: write its links for the site."""
     here = page.file.src_uri
     source = next((path for path, uri in OUTSIDE.items() if uri == here), f"docs/{here}")
+    root = Path(config.config_file_path).parent
+    markdown = CALLED_AS_FILE.sub(lambda link: f"[{title(root / posixpath.dirname(source) / link[1])}]", markdown)
     return LINK.sub(lambda link: linked(link[1], source, here) + (link[2] or ""), markdown)
+
+
+def title(page: Path) -> str:
+    """The first heading of a page, as words in a sentence of links; its file's name where it has none."""
+    if not page.is_file():
+        return page.name  # mkdocs says that it is missing
+    found = re.search(r"^# +(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else page.name
 
 
 def linked(target: str, source: str, here: str) -> str:
