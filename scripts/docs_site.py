@@ -25,7 +25,7 @@ ELSEWHERE = {"README.md": "index.md"}  # not a page of the site; what to read th
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 """Target and anchor of a relative link in markdown."""
 
-CALLED_AS_FILE = re.compile(r"\[[\w./-]+\.md\](?=\(([^)\s#:]+\.md)\))")
+CALLED_AS_FILE = re.compile(r"\[[\w./-]+\.md\](?=\(([^)\s#:]+\.md)(?:#[^)\s]*)?\))")
 """The words of a link such as [docs/rounds.md](../docs/rounds.md), and its target."""
 
 
