@@ -9,10 +9,9 @@ from finetune.engine.progress import duration
 from finetune.plan.evaluations import Evaluation
 
 _WORDS = {
-    "loss": "loss, nats per token",
+    "reward": "mean score",
     "theirs": "of {theirs}",
     "difference": "ours minus theirs",
-    "reward": "mean score",
     "win_rate": "win rate, a tie is half a win",
     "at_equal_length": "at equal length",
     "inconsistent": "orders that contradict each other",
@@ -22,8 +21,8 @@ _WORDS = {
     "instruction_loose": "instructions followed, loose",
     "accuracy": "right",
 }
-"""What figures with an interval are called, in the order they are shown. Others come by their own names."""
-_SHARES = frozenset(_WORDS) - {"loss", "theirs", "difference", "reward"}
+"""What figures with an interval are called, in the order they are shown; the loss has a line of its own."""
+_SHARES = frozenset(_WORDS) - {"theirs", "difference", "reward"}
 _CHIEF = ("win_rate", "difference", "accuracy", "prompt_strict", "reward", "loss", "mean")
 """The figure that says it in one line, the first of these that is there."""
 
@@ -52,7 +51,6 @@ def shown(evaluation: Evaluation) -> list[str]:
         return [f"{_loss(results)}"]
     lines = [_loss(results)] if evaluation.task == "loss" else []
     figures = {name: results[name] for name in _WORDS if is_interval(results.get(name))}
-    figures |= {name: value for name, value in results.items() if is_interval(value) and name not in figures}
     if evaluation.task == "lm_eval":
         figures = {
             f"{task} {metric}": value for task, found in results["tasks"].items() for metric, value in found.items()

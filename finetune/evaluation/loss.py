@@ -85,7 +85,7 @@ def _difference(found: score.Evaluation, theirs: score.Evaluation) -> dict[str, 
             "not compare. Compare their answers: --task win_rate"
         )
     differences = [mine - other for mine, other in zip(ours, others, strict=True)]
-    return {"theirs": theirs.summary["loss"], "difference": mean_interval(differences, weights=tokens).record()}
+    return {"theirs": _loss(theirs)["loss"], "difference": mean_interval(differences, weights=tokens).record()}
 
 
 def _columns(lines: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[int]]:

@@ -7,17 +7,18 @@ nothing under the name of an evaluation before it is whole.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from finetune.durable import is_disk_full
 from finetune.engine.sampling_journal import Journal, open_journal
-from finetune.errors import DiskFullError, InputError
+from finetune.errors import DiskFullError, InputError, RunBusyError
 from finetune.plan.evaluations import FOLDER, Evaluation, Task, keep_evaluation
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.release.lineage import key_of
@@ -45,6 +46,7 @@ class Measurement:
         name = Evaluation(task, self.data, self.settings, {}, against=against).file_name
         self._work = run / FOLDER / f"{Path(name).stem}.part"
         self._journal: Journal | None = None
+        self._lock: IO[str] | None = None  # open, and so held, as long as this object is
 
     def recall(self, kind: str) -> Iterator[dict[str, Any]]:
         """What an earlier attempt noted of a kind, in order."""
@@ -91,6 +93,12 @@ class Measurement:
 
     def _open(self) -> Journal:
         if self._journal is None:
+            self._work.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._work / "lock").open("w")
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunBusyError(f"another process is at this very evaluation of {self.run}: wait for it") from None
             header = {"task": self.task, "data": self.data, "settings": self.settings, "against": self.against}
             self._journal = open_journal(self._work, header)
         return self._journal

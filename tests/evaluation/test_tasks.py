@@ -49,8 +49,11 @@ def test_loss_beside_the_base_and_beside_another_run(lab, tmp_path, said):
     found = evaluate(run, "loss", data=data, against="base", say=said.append)
     alone = evaluate(run, "loss", data=data, say=said.append)
     results = found.results
-    assert results["loss"] == alone.results["loss"] and found.against == {"name": "base", "fingerprint": "base"}
-    assert results["difference"]["value"] == pytest.approx(results["loss"]["value"] - results["theirs"], abs=1e-9)
+    assert results["loss"] == alone.results["loss"]
+    assert found.against == {"name": "base", "fingerprint": "base"}
+    assert results["difference"]["value"] == pytest.approx(
+        results["loss"]["value"] - results["theirs"]["value"], abs=1e-9
+    )
     assert results["difference"]["high"] < 0  # it was trained on such rows
     assert results["loss"]["low"] <= results["loss"]["value"] <= results["loss"]["high"]
     base = json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"]
@@ -64,7 +67,7 @@ def test_loss_beside_the_base_and_beside_another_run(lab, tmp_path, said):
             logps = model(torch.tensor([whole])).logits[0].log_softmax(-1)
         total -= sum(logps[i - 1, whole[i]].item() for i in range(len(asked), len(whole)))
         tokens += len(whole) - len(asked)
-    assert tokens == results["tokens"] and total / tokens == pytest.approx(results["theirs"], rel=1e-4)
+    assert tokens == results["tokens"] and total / tokens == pytest.approx(results["theirs"]["value"], rel=1e-4)
     itself = evaluate(run, "loss", data=data, against=run, say=said.append).results["difference"]
     assert (itself["low"], itself["value"], itself["high"]) == (0.0, 0.0, 0.0)
     assert len(kept(run, "loss")) == 3
