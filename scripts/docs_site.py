@@ -20,7 +20,8 @@ OUTSIDE = {  # path in the repository → page of the site
     "CONTRIBUTING.md": "contributing.md",
     "recipes/README.md": "recipes.md",
 }
-ELSEWHERE = {"README.md": "index.md"}  # not a page of the site; what to read there instead
+ELSEWHERE = {"README.md": "index.md", "notebooks/README.md": "notebooks.md"}  # no pages; what to read instead
+AS_THEY_ARE = "notebooks/*.ipynb"  # files that the site has to load down
 
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 """Target and anchor of a relative link in markdown."""
@@ -34,6 +35,8 @@ def on_files(files: Any, config: Any) -> Any:
     root = Path(config.config_file_path).parent
     for path, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=(root / path).read_text(encoding="utf-8")))
+    for file in sorted(root.glob(AS_THEY_ARE)):
+        files.append(File.generated(config, file.relative_to(root).as_posix(), abs_src_path=str(file)))
     return files
 
 

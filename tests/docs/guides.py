@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GENERATED = ("docs/reference/recipe.md", "docs/reference/commands.md")
 OUTSIDE = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "recipes/README.md", "datasets/quickstart/README.md",
-    "models/quickstart/README.md",
+    "models/quickstart/README.md", "notebooks/README.md",
 )  # fmt: skip
 
 _FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```[ ]*$", re.DOTALL | re.MULTILINE)
