@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from finetune.engine.shown import prompt_text
 from finetune.release.card_duties import duty_lines
 from finetune.release.card_loading import loading_lines
 from finetune.release.card_picture import picture_of
@@ -236,7 +237,10 @@ def _pictures(pictures: Sequence[str]) -> list[str]:
 
 def _samples(samples: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for sample in samples:
-        for key, value in sample.items():
+        shown = {**sample, "prompt": prompt_text(sample["prompt"])} if "prompt" in sample else sample
+        for key, value in shown.items():
+            if key == "origin":  # where the prompt stood on the machine that trained
+                continue
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             cut = f"{text[:_SAMPLE_LENGTH]} …" if len(text) > _SAMPLE_LENGTH else text
             if "\n" in cut or len(cut) > 60:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import unescape
@@ -11,7 +12,6 @@ from typing import Any
 from finetune.plan.evaluations import Evaluation
 from finetune.report.curves import curve
 from finetune.report.pieces import Html, facts, join, number, samples, table, text
-from finetune.report.questions import questions
 from finetune.report.read import FinishedRun
 
 SHOWN = 6
@@ -172,19 +172,18 @@ def policy_samples(run: FinishedRun) -> Html:
     by_prompt: dict[str, list[Mapping[str, Any]]] = {}
     for line in run.samples:
         if isinstance(line.get("answer"), str) and isinstance(line.get("step"), int):
-            by_prompt.setdefault(str(line.get("prompt")), []).append(line)
-    asked = questions(run)
+            by_prompt.setdefault(json.dumps(line.get("prompt")), []).append(line)
     rows: list[dict[str, Any]] = []
     between: list[Html] = []
-    for prompt, lines in by_prompt.items():
+    for lines in by_prompt.values():
+        prompt = clip(lines[0].get("prompt"))
         ordered = sorted(lines, key=lambda line: int(line["step"]))
         if ordered[0]["step"] != ordered[-1]["step"]:
-            shown = {key: clip(value) for key, value in asked.get(prompt, {"prompt": prompt}).items()}
-            rows.append({**shown, **{_when(line): clip(line["answer"]) for line in (ordered[0], ordered[-1])}})
+            rows.append({"prompt": prompt, **{_when(line): clip(line["answer"]) for line in (ordered[0], ordered[-1])}})
             if len(ordered) > 2 and len(between) < BETWEEN:
                 steps = [(line["step"], line.get("reward"), clip(line["answer"])) for line in ordered]
-                name = str(asked.get(prompt, {}).get("prompt") or prompt)
-                between.append(table(("step", "reward", "answer"), steps, caption=clip(name), numeric=(0, 1)))
+                name = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+                between.append(table(("step", "reward", "answer"), steps, caption=name, numeric=(0, 1)))
     if not rows:
         return Html('<p class="ft-quiet">The run kept no samples of different steps.</p>')
     return join([samples(rows, limit=SHOWN), *([box("Step by step", join(between))] if between else [])])

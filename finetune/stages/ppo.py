@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.data.convert_prompts import prompt_fields
 from finetune.engine import loop, session
 from finetune.engine.job import Job, Outcome
 from finetune.engine.optim import default_learning_rate
@@ -34,6 +35,7 @@ from finetune.errors import InputError
 from finetune.model.actor_critic import add_value
 from finetune.model.adapter import ADAPTER
 from finetune.recipe.sampling_stages import PpoStage
+from finetune.shapes import Completion, Dialog
 
 RATE_FACTOR = 1 / 30
 """Of the automatic learning rate of SFT: 1e-5 for an 8B model, ten times (LoRA) Llama 2's 1e-6."""
@@ -134,14 +136,17 @@ def _far_at_the_end(stage: PpoStage, last: Mapping[str, float]) -> list[str]:
 def _keep_samples(
     file: MetricsFile, tracking: Tracking, step: int, answers: Sequence[Answer], scores: NDArray[np.float64]
 ) -> None:
-    """Held-out answers, one a line. What a killed session wrote of this step and later is dropped first."""
+    """Held-out answers, one a line: the prompt as a row of the format `prompt` has it, where it stood, and what was
+    answered. What a killed session wrote of this step and later is dropped first."""
     tracking.samples("held_out_answers", step, answer_rows(answers, scores))
     file.rewind(step - 1)
     for answer, score in zip(answers, scores, strict=True):
+        assert isinstance(answer.prompt.example, Dialog | Completion)  # what prompts are made of
         file.write(
             {
                 "step": step,
-                "prompt": str(answer.prompt.origin),
+                "origin": str(answer.prompt.origin),
+                **prompt_fields(answer.prompt.example),
                 "answer": answer.text,
                 "reward": round(float(score), 6),
                 "tokens": len(answer.ids),

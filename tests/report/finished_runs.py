@@ -102,6 +102,11 @@ def reject_run(runs: Path, base: Path, sft: Path, helpful: Path) -> Path:
     )  # fmt: skip
 
 
+def asked(number: int) -> Any:
+    """A prompt as samples have it: turns, or the text of a family without turns."""
+    return f"Ask {number}" if number == 2 else [{"role": "user", "content": f"Ask {number} {NASTY}"}]
+
+
 def ppo_run(runs: Path, base: Path, start: Path, helpful: Path) -> Path:
     lines = [
         {"step": n, "loss": 0.1 * n, "reward": float(n), "kl": n / 10, "entropy": 1 / n, "answer_tokens": 20.0,
@@ -109,7 +114,14 @@ def ppo_run(runs: Path, base: Path, start: Path, helpful: Path) -> Path:
         for n in range(1, 7)
     ]  # fmt: skip
     answers = [
-        {"step": step, "prompt": f"prompts.jsonl:{n}", "answer": f"{word} {NASTY}", "reward": reward, "finished": True}
+        {
+            "step": step,
+            "origin": f"prompts.jsonl:{n}",
+            "prompt": asked(n),
+            "answer": f"{word} {NASTY}",
+            "reward": reward,
+            "finished": True,
+        }
         for n in range(3)
         for step, word, reward in ((0, "hm", 0.5), (3, "well", 1.5), (6, "gladly", 3.25))
     ]

@@ -1,4 +1,3 @@
-import hashlib
 import html
 import json
 import re
@@ -97,28 +96,9 @@ def test_samples_are_shown_beside_what_they_are_compared_with(folders):
     best, ppo = (read(run_page(read_run(folders[name]))).words for name in ("best", "ppo"))
     assert "kept, score 2 good 0 lowest of 2, score -1 poor 0" in best
     assert "before, reward 0.5" in ppo and "after step 6, reward 3.25" in ppo
-    assert "Step by step prompts.jsonl:0 step reward answer 0 0.5 hm" in ppo and "3 1.5 well" in ppo
+    assert "Step by step Ask 0" in ppo and "step reward answer 0 0.5 hm" in ppo and "3 1.5 well" in ppo
+    assert "user Ask 0" in ppo and "prompt Ask 2" in ppo and "prompts.jsonl:" not in ppo
     assert "kl is large" in ppo
-
-
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_policys_prompts_are_read_where_they_are_unchanged(folders, tmp_path, monkeypatch, changed):
-    run = shutil.copytree(folders["ppo"], tmp_path / "run")
-    turns = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1."}]
-    rows = [[{"role": "user", "content": "Zero?"}], [*turns, {"role": "user", "content": "Two?"}]]
-    content = jsonl([{"messages": row} for row in rows])
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes" / "prompts.jsonl").write_bytes(content)
-    manifest = json.loads((run / "manifest.json").read_text())
-    digest = f"sha256:{hashlib.sha256(content + b' ' * changed).hexdigest()}"
-    manifest["data"]["sources"] = [{**manifest["data"]["sources"][0], "digest": digest}]
-    manifest["settings"]["prompts"] = [{"path": "prompts.jsonl", "take": None}]
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.chdir(tmp_path)
-    words = read(run_page(read_run(run))).words
-    assert ("prompt Zero?" in words and "user One? assistant 1. user Two?" in words) is not changed
-    assert ("prompt prompts.jsonl:2" in words) is changed
-    assert "prompt prompts.jsonl:0" in words  # no line of that number
 
 
 def test_kept_rows_without_samples(folders, tmp_path):

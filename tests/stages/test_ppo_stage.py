@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from stage_recipes import Finished, Walk, reward_stage, train
+from stage_recipes import QUESTIONS, Finished, Walk, reward_stage, train
 
 from finetune.engine.optim import default_learning_rate
 from finetune.errors import InputError, RecipeError
@@ -61,6 +61,8 @@ def test_what_a_run_writes_and_measures(walk: Walk) -> None:
     samples = [json.loads(line) for line in (done.folders["ppo"] / "samples.jsonl").read_text().splitlines()]
     assert {line["step"] for line in samples} == {0, 2, 4}
     assert len(samples) == 3 * 6
+    asked = {question["prompt"] for question in QUESTIONS}
+    assert all(line["prompt"] in asked or line["prompt"][-1]["content"] in asked for line in samples)
     saved = load_file(done.folders["ppo"] / "adapter_model.safetensors")
     assert not any("value" in name or "score" in name for name in saved), "the policy is what is kept"
 
