@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+pytestmark = pytest.mark.slow  # the harness alone takes most of it to import
 
 CHOICES = """\
 task: our_choices

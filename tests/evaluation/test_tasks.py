@@ -29,11 +29,12 @@ def said():
 
 @pytest.fixture
 def few(tmp_path):
-    return write_jsonl(tmp_path / "few.jsonl", FEW)
+    return write_jsonl(tmp_path / f"{tmp_path.name}.jsonl", FEW)
 
 
-def kept(run, task):
-    return [found for found in read_evaluations(run) if found.task == task]
+def kept(run, task, data):
+    """What is kept of a task on a file; tests share the runs."""
+    return [found for found in read_evaluations(run) if found.task == task and found.data["name"] == data.name]
 
 
 def mean(values):
@@ -45,7 +46,8 @@ def test_loss_beside_the_base_and_beside_another_run(lab, tmp_path, said):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    run, data = lab.run("sft"), write_jsonl(tmp_path / "q.jsonl", QUESTIONS[:6])
+    rows = [{**row, "completion": row["completion"] + " Yes." * index} for index, row in enumerate(QUESTIONS[:6])]
+    run, data = lab.run("sft"), write_jsonl(tmp_path / "unequal.jsonl", rows)
     found = evaluate(run, "loss", data=data, against="base", say=said.append)
     alone = evaluate(run, "loss", data=data, say=said.append)
     results = found.results
@@ -59,7 +61,7 @@ def test_loss_beside_the_base_and_beside_another_run(lab, tmp_path, said):
     base = json.loads((run / "adapter_config.json").read_text())["base_model_name_or_path"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(run)
     total, tokens = 0.0, 0
-    for row in QUESTIONS[:6]:
+    for row in rows:
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}]
         asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True)["input_ids"]
         whole = tokenizer.apply_chat_template(turns)["input_ids"]
@@ -70,7 +72,7 @@ def test_loss_beside_the_base_and_beside_another_run(lab, tmp_path, said):
     assert tokens == results["tokens"] and total / tokens == pytest.approx(results["theirs"]["value"], rel=1e-4)
     itself = evaluate(run, "loss", data=data, against=run, say=said.append).results["difference"]
     assert (itself["low"], itself["value"], itself["high"]) == (0.0, 0.0, 0.0)
-    assert len(kept(run, "loss")) == 3
+    assert len(kept(run, "loss", data)) == 3
 
 
 def test_reward_of_a_run_and_of_its_base(lab, few, said):
@@ -108,7 +110,7 @@ def test_win_rate_by_a_reward_model(lab, few, said):
     assert same["ties"] == len(FEW) and same["win_rate"]["value"] == 0.5
     wide = evaluate(run, "win_rate", data=few, judge=judge, against=other, tie=1e6, answering=SHORT, say=said.append)
     assert wide.results["ties"] == len(FEW)
-    assert len(kept(run, "win_rate")) == 3 and not list((run / FOLDER).glob("*.part"))
+    assert len(kept(run, "win_rate", few)) == 3 and not list((run / FOLDER).glob("*.part"))
 
 
 def test_win_rate_by_a_language_model_survives_a_kill(lab, few, said, monkeypatch):
@@ -139,7 +141,7 @@ def test_win_rate_by_a_language_model_survives_a_kill(lab, few, said, monkeypatc
             measure()
         with pytest.raises(Exception, match="failed 6 times"):
             measure()
-        assert not [each for each in kept(run, "win_rate") if each.settings["judge"]["kind"] == "openai"]
+        assert not [each for each in kept(run, "win_rate", few) if each.settings["judge"]["kind"] == "openai"]
         judge.fail = lambda number: None
         found = measure()
     (run / "again").unlink()
@@ -169,7 +171,7 @@ def test_the_same_measurement_replaces_the_old_one(lab, few, said):
     assert first.rows == again.rows and first.file_name == again.file_name
     other = evaluate(run, "answers", data=few, limit=4, answering=SHORT, say=said.append)
     assert [row["prompt"] for row in other.rows] == [FEW[index]["prompt"] for index in (0, 3, 6, 9)]
-    assert len(kept(run, "answers")) == 2
+    assert len(kept(run, "answers", few)) == 2
 
 
 def test_ifeval_and_gsm8k_end_to_end(lab, tmp_path, said):
@@ -249,6 +251,6 @@ def test_evaluations_do_not_trouble_the_rest(lab, few, said, capsys):
     assert main(["verify", str(run)]) == 0
     assert "does not know" not in capsys.readouterr().out
     assert main(["show", str(lab.recipe), "--runs", str(lab.runs)]) == 0
-    assert "  answers on few.jsonl: 3 prompts answered by base, sft" in capsys.readouterr().out
+    assert f"  answers on {few.name}: 3 prompts answered by base, sft" in capsys.readouterr().out
     assert main(["plan", str(lab.recipe), "--runs", str(lab.runs)]) == 0
     assert len(PAIRS) == 40 and "to do" not in capsys.readouterr().out
