@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,28 @@ def test_turns_go_to_who_has_waited_longest() -> None:
     assert order.count("a") == order.count("b") == 20
     middle = order[2:-2]
     assert all(a != b for a, b in itertools.pairwise(middle))
+
+
+def test_a_place_goes_to_the_first_who_came() -> None:
+    turns, order = Turns(places=2), []
+    turns.take()
+    turns.take()
+
+    def take(name: int) -> None:
+        turns.take()
+        order.append(name)
+
+    threads = []
+    for name in range(4):
+        threads.append(threading.Thread(target=take, args=(name,)))
+        threads[-1].start()
+        while turns.waiting <= name:
+            time.sleep(0.001)
+    assert turns.take(gave_up=lambda: True) is False and turns.waiting == 4
+    for count in range(1, 5):
+        turns.leave()
+        threads[count - 1].join(10)
+        assert order == list(range(count))
 
 
 def test_an_interrupted_answer_leaves_the_model_as_it_was(chat) -> None:
