@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from finetune.data.look import LookedAt, Prepared, choose_stage, look_at, prepare_stage, spoken
+from finetune.data.look import (
+    LookedAt,
+    Piece,
+    Prepared,
+    bracketed,
+    choose_stage,
+    finished_inputs,
+    lengths_of,
+    look_at,
+    prepare_stage,
+    rows_to_show,
+    spoken,
+)
 from finetune.data.prepare_prompts import PreparedPrompts
 from finetune.notebook.page import boxed, heading
 from finetune.notebook.place import calm
-from finetune.plan.plan import make_plan, stages_read
-from finetune.recipe.data_settings import DataSource
 from finetune.recipe.load import LoadedRecipe
-from finetune.recipe.references import row_sources
-from finetune.recipe.schema import Stage
 from finetune.report.pieces import Html, join, table, text
 
 _BAR = 40
-Pieces = Sequence[tuple[str, bool, bool]]
-"""(text, trained, a special token)."""
+Pieces = Sequence[Piece]
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +58,7 @@ class Inspection:
             lines += ["", f"row {row.number}  {self._about(row)}"]
             for part, pieces in zip(row.parts, parts, strict=True):
                 lines += [f"-- {part.name}: {len(part.ids):,} tokens"] if part.name and part.ids else []
-                lines += [_bracketed(pieces)] if part.ids else []
+                lines += [bracketed(pieces)] if part.ids else []
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -95,40 +100,18 @@ def inspect_stage(loaded: LoadedRecipe, name: str | None, count: int, runs: Path
     name, stage = choose_stage(loaded, name)
     lines: list[str] = []
     cache = runs / ".cache" if runs.is_dir() else None  # looking at data makes no folder for runs
-    outputs = _finished(loaded, stage, runs)
+    outputs = finished_inputs(loaded, stage, runs)
     prepared, tokenizer = prepare_stage(loaded, stage, stage_outputs=outputs, cache=cache, say=lines.append)
-    rows = look_at(prepared, count)
+    rows = [look_at(prepared, row) for row in rows_to_show(prepared, count)]
     return Inspection(
         stage=name,
         kind=stage.kind,
         rows=rows,
-        lengths=_lengths(prepared),
+        lengths=lengths_of(prepared),
         left_out=_left_out(prepared),
         said=lines,
         _spoken=[[list(spoken(part, tokenizer)) for part in row.parts] for row in rows],
     )
-
-
-def _finished(loaded: LoadedRecipe, stage: Stage, runs: Path) -> dict[str, Path]:
-    """Folders of the finished stages that the stage reads rows of; no plan is made where it reads none."""
-    sources: list[DataSource] = [source for _, source in row_sources(stage)]
-    if not any(source.stage for source in sources):
-        return {}
-    plan = make_plan(loaded, runs)
-    read = stages_read(stage, set(loaded.recipe.stages))
-    return {name: plan.stage(name).folder for name in read if plan.stage(name).state == "done"}
-
-
-def _lengths(prepared: Prepared) -> list[tuple[int, int, int]]:
-    if isinstance(prepared, PreparedPrompts):
-        found: Any = prepared.report["lengths"]
-        edges, counts = found["edges"], found["counts"]
-    else:
-        edges, counts = prepared.report.lengths.edges, prepared.report.lengths.counts
-    bins = [(max(low, 1), high - 1, count) for (low, high), count in zip(pairwise(edges), counts, strict=True)]
-    while bins and not bins[0][2]:
-        bins.pop(0)
-    return bins
 
 
 def _left_out(prepared: Prepared) -> dict[str, tuple[int, Sequence[str]]]:
@@ -137,22 +120,14 @@ def _left_out(prepared: Prepared) -> dict[str, tuple[int, Sequence[str]]]:
     return {why: (lost.rows, lost.first) for why, lost in prepared.report.dropped.items()}
 
 
-def _bracketed(pieces: Pieces) -> str:
-    shown, open_ = "", False
-    for words, trained, _ in pieces:
-        shown += ("⟦" if trained and not open_ else "") + ("⟧" if open_ and not trained else "") + words
-        open_ = trained
-    return shown + ("⟧" if open_ else "")
-
-
 def _coloured(pieces: Pieces) -> Html:
-    return Html("".join(_span(*piece) for piece in pieces))
+    return Html("".join(map(_span, pieces)))
 
 
-def _span(words: str, trained: bool, special: bool) -> str:
-    style = ([_TRAINED] if trained else []) + (["font-weight:600;font-size:.85em"] if special else [])
-    quiet = "" if trained else ' class="ft-quiet"'
-    return f'<span{quiet} style="{";".join(style)}">{text(words)}</span>'
+def _span(piece: Piece) -> str:
+    style = ([_TRAINED] if piece.trained else []) + (["font-weight:600;font-size:.85em"] if piece.special else [])
+    quiet = "" if piece.trained else ' class="ft-quiet"'
+    return f'<span{quiet} style="{";".join(style)}">{text(piece.text)}</span>'
 
 
 def _histogram(lengths: Sequence[tuple[int, int, int]]) -> Html:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,28 +18,46 @@ from finetune.data.tokenizer import Tokenizer
 from finetune.errors import InputError
 from finetune.families.detect import resolve
 from finetune.plan.base_files import locate_base
+from finetune.plan.plan import make_plan, stages_read
 from finetune.recipe.learning_stages import DpoStage, PreferenceStage, RewardStage, SftStage
 from finetune.recipe.load import LoadedRecipe
+from finetune.recipe.references import row_sources
 from finetune.recipe.sampling_stages import ScoredStage
 from finetune.recipe.schema import Stage
 from finetune.shapes import RATINGS
 
 Prepared = PreparedSft | PreparedComparisons | PreparedPrompts
 
+SHOWN_TOKENS = 1200
+"""A longer part is shown with its middle left out: about three screens of a terminal."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """Tokens of a row that stand together: the whole row, a prompt that answers share, or one answer. name: of it."""
+    """Tokens of a row that stand together: the whole row, a prompt that answers share, or one answer. name: of it.
+
+    whole: tokens, with the prompt where the part is an answer.
+    """
 
     name: str
     ids: Sequence[int]
     trained: Sequence[int]
+    whole: int
+
+
+class Piece(NamedTuple):
+    """Text of tokens in a row that are alike. special: one special token. hidden: says how many are left out here."""
+
+    text: str
+    trained: bool
+    special: bool = False
+    hidden: bool = False
 
 
 @dataclass(frozen=True)
 class LookedAt:
-    """One row. number: in its data, from 0. where: file and line. left_out: why, None = used. about: its margin or
-    rating, where it has one. tokens, trained: of all its answers together."""
+    """One row. number: in its data, from 0. where: file and line. left_out: why, None = used. about: how many answers
+    it has, its margin and rating. tokens, trained: of all its answers together."""
 
     number: int
     where: str
@@ -61,6 +80,15 @@ def choose_stage(loaded: LoadedRecipe, name: str | None) -> tuple[str, Stage]:
         what = "no stage with data to look at" if name is None else f"no stage '{name}' with data"
         raise InputError(f"{loaded.source.name} has {what}; it has {', '.join(with_data) or 'none'}")
     return name, with_data[name]
+
+
+def finished_inputs(loaded: LoadedRecipe, stage: Stage, runs: Path) -> dict[str, Path]:
+    """Folders of the finished stages that a stage reads rows of; no plan is made where it reads none."""
+    if not any(source.stage for _, source in row_sources(stage)):
+        return {}
+    plan = make_plan(loaded, runs)
+    read = stages_read(stage, set(loaded.recipe.stages))
+    return {name: plan.stage(name).folder for name in read if plan.stage(name).state == "done"}
 
 
 def prepare_stage(
@@ -131,27 +159,37 @@ def prepare_stage(
     ), tokenizer
 
 
-def look_at(prepared: Prepared, count: int) -> list[LookedAt]:
+def count_rows(prepared: Prepared) -> int:
+    """Rows that can be looked at: of prompts those that are used, else those that are left out too."""
+    return len(prepared.train) if isinstance(prepared, PreparedPrompts) else len(prepared.dropped)
+
+
+def rows_to_show(prepared: Prepared, count: int) -> Sequence[int]:
     """The first `count` rows that are used; where none is, the first that are left out."""
     if isinstance(prepared, PreparedPrompts):
-        return [
-            LookedAt(
-                index, str(prompt.origin), (Part("prompt", prompt.ids.tolist(), [0] * len(prompt.ids)),), None, "",
-                len(prompt.ids), 0,
-            )
-            for index, prompt in enumerate(prepared.train[:count])
-        ]  # fmt: skip
+        return range(min(count, len(prepared.train)))
     used = [row for row, why in enumerate(prepared.dropped) if why is None]
-    rows = used[:count] if used else range(min(count, len(prepared.dropped)))
-    if isinstance(prepared, PreparedSft):
-        return [_example(prepared, row) for row in rows]
-    return [_comparison(prepared, row) for row in rows]
+    return used[:count] if used else range(min(count, len(prepared.dropped)))
+
+
+def look_at(prepared: Prepared, row: int) -> LookedAt:
+    """One row, by its place among them: below `count_rows`."""
+    if isinstance(prepared, PreparedPrompts):
+        return _prompt(prepared, row)
+    return _example(prepared, row) if isinstance(prepared, PreparedSft) else _comparison(prepared, row)
+
+
+def _prompt(prepared: PreparedPrompts, row: int) -> LookedAt:
+    prompt = prepared.train[row]
+    count = len(prompt.ids)
+    part = Part("prompt", prompt.ids.tolist(), [0] * count, count)
+    return LookedAt(row, str(prompt.origin), (part,), None, "", count, 0)
 
 
 def _example(prepared: PreparedSft, row: int) -> LookedAt:
     ids, trained = prepared.rows.row(row)
     number = int(prepared.rows.origin[row])
-    part = Part("", ids.tolist(), trained.tolist())
+    part = Part("", ids.tolist(), trained.tolist(), len(ids))
     where = str(prepared.origins[number])
     return LookedAt(number, where, (part,), prepared.dropped[row], "", len(ids), int(trained.sum()))
 
@@ -160,17 +198,18 @@ def _comparison(prepared: PreparedComparisons, group: int) -> LookedAt:
     found = prepared.comparisons
     number = found.origin_of(group)
     answers = [found.rows.row(row) for row in found.group(group)]
-    shared = shared_tokens(found, group)
+    shared = _shared_tokens(found, group)
     first_ids, first_trained = answers[0]
-    parts = [Part("prompt", first_ids[:shared].tolist(), first_trained[:shared].tolist())]
+    parts = [Part("prompt", first_ids[:shared].tolist(), first_trained[:shared].tolist(), shared)]
     for place, (ids, trained) in enumerate(answers):
         if (good := int(found.desirable[group])) >= 0:
             name = "desirable" if good else "undesirable"
         else:
             name = ("chosen", "rejected")[place] if len(answers) == 2 else f"{place + 1} of {len(answers)}"
-        parts.append(Part(name, ids[shared:].tolist(), trained[shared:].tolist()))
+        parts.append(Part(name, ids[shared:].tolist(), trained[shared:].tolist(), len(ids)))
     margin, rating = float(found.margins[group]), int(found.ratings[group])
-    about = [] if np.isnan(margin) else [f"margin {margin:g}"]
+    about = [f"{len(answers)} answer{'s' if len(answers) > 1 else ''}"]
+    about += [] if np.isnan(margin) else [f"margin {margin:g}"]
     about += [f"rating {RATINGS[rating].replace('_', ' ')}"] if rating >= 0 else []
     return LookedAt(
         number,
@@ -183,7 +222,7 @@ def _comparison(prepared: PreparedComparisons, group: int) -> LookedAt:
     )
 
 
-def shared_tokens(found: Comparisons, group: int) -> int:
+def _shared_tokens(found: Comparisons, group: int) -> int:
     """Leading tokens that all answers of a group have in common, none of them an answer's."""
     rows = found.group(group)
     length = int(found.prompt_lengths[list(rows)].min())
@@ -195,22 +234,46 @@ def shared_tokens(found: Comparisons, group: int) -> int:
     return length
 
 
-def spoken(part: Part, tokenizer: Tokenizer) -> Iterator[tuple[str, bool, bool]]:
-    """(text, trained, a special token) of tokens in a row that are alike; special tokens stand alone, by their names.
+def lengths_of(prepared: Prepared) -> list[tuple[int, int, int]]:
+    """(from, to, how many): tokens of what is trained on, or of prompts, without empty bins at either end."""
+    if isinstance(prepared, PreparedPrompts):
+        edges, counts = prepared.report["lengths"]["edges"], prepared.report["lengths"]["counts"]
+    else:
+        edges, counts = prepared.report.lengths.edges, prepared.report.lengths.counts
+    bins = [(max(low, 1), high - 1, count) for (low, high), count in zip(pairwise(edges), counts, strict=True)]
+    filled = [place for place, (_, _, count) in enumerate(bins) if count]
+    return bins[filled[0] : filled[-1] + 1] if filled else []
 
-    Control characters are shown by their codes.
-    """
+
+def spoken(part: Part, tokenizer: Tokenizer) -> Iterator[Piece]:
+    """A part as text; special tokens stand alone, by their names, control characters by their codes."""
     special = set(tokenizer.special_tokens.values())
     ids, trained = part.ids, part.trained
-    edges = [
-        at
-        for at in range(1, len(ids))
-        if trained[at] != trained[at - 1] or ids[at] in special or ids[at - 1] in special
-    ]
-    for begin, end in pairwise([0, *edges, len(ids)] if ids else []):
+    hidden = range(0)
+    if len(ids) > SHOWN_TOKENS:
+        hidden = range(SHOWN_TOKENS // 2, len(ids) - SHOWN_TOKENS // 2)
+    edges = [0]
+    for at in range(1, len(ids)):
+        at_gap = len(hidden) > 0 and at in (hidden.start, hidden.stop)
+        changes = trained[at] != trained[at - 1] or ids[at] in special or ids[at - 1] in special
+        if at_gap or (changes and at not in hidden):
+            edges.append(at)
+    for begin, end in pairwise([*edges, len(ids)] if ids else []):
+        if begin in hidden:
+            yield Piece(f" … {end - begin:,} tokens … ", False, hidden=True)
+            continue
         is_special = ids[begin] in special
         text = tokenizer.token_text(ids[begin]) if is_special else _text(ids[begin:end], tokenizer)
-        yield _visible(text), bool(trained[begin]), is_special
+        yield Piece(_visible(text), bool(trained[begin]), is_special)
+
+
+def bracketed(pieces: Sequence[Piece]) -> str:
+    """Pieces as plain text, what is trained in ⟦…⟧."""
+    shown, is_open = "", False
+    for piece in pieces:
+        shown += ("⟦" if piece.trained and not is_open else "") + ("⟧" if is_open and not piece.trained else "")
+        shown, is_open = shown + piece.text, piece.trained
+    return shown + ("⟧" if is_open else "")
 
 
 def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -221,4 +284,5 @@ def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def _visible(text: str) -> str:
+    """Control characters by their codes: data must not steer a terminal."""
     return "".join(c if c in "\n\t" or (c >= " " and not "\x7f" <= c <= "\x9f") else f"\\x{ord(c):02x}" for c in text)

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from tiny import tiny_llama3_tokenizer
 
 from finetune.cli.inspect import inspect
-from finetune.cli.painting import SHOWN_TOKENS, painted
+from finetune.cli.painting import painted
+from finetune.data.look import SHOWN_TOKENS, Part
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import InputError
 
@@ -102,6 +103,16 @@ def test_stage_set_and_wrong_names(recipe: Path) -> None:
         run(recipe, "--stage", "sfft")
 
 
+def test_prompts_of_a_stage_that_samples(recipe: Path) -> None:
+    stage = "{kind: reject, prompts: [{path: d.jsonl}], checker: {kind: finished}, max_new_tokens: 8}"
+    recipe.write_text(RECIPE + f"  best: {stage}\n")
+    shown = run(recipe, "--stage", "best").output
+    assert "row 0  d.jsonl:1: " in shown and "Capital of France?" in shown and "Paris" not in shown
+    assert "⟦" not in shown.replace("⟦trained⟧", "")
+    rows = json_rows(recipe, "--stage", "best")
+    assert len(rows) == 2 and all(set(row["trained"]) == {0} for row in rows)  # equal prompts count once
+
+
 def test_the_cache_of_training_is_used_where_there_are_runs(recipe: Path) -> None:
     (recipe.parent / "runs").mkdir()
     first = run(recipe).output
@@ -131,7 +142,8 @@ def test_colours(recipe: Path) -> None:
     words = tokenizer.encode_text("The capital of France")
     stop = tokenizer.special_tokens["<|eot_id|>"]
     trained: Sequence[int] = [0, *[1] * (len(words) - 1), 1]
-    assert styled(painted([*words, stop], trained, tokenizer, colour=True)) == [
+    part = Part("", [*words, stop], trained, len(trained))
+    assert styled(painted(part, tokenizer, colour=True)) == [
         (tokenizer.decode(words[:1]), "dim"),
         (tokenizer.decode(words[1:]), "green"),
         ("<|eot_id|>", "bold green"),
@@ -142,7 +154,8 @@ def test_the_middle_of_a_long_row_is_left_out(recipe: Path) -> None:
     tokenizer = Tokenizer.load(recipe.parent / "base")
     (word,) = tokenizer.encode_text("s")
     for trained, ends in ((1, ("⟦s", "s⟧")), (0, ("s", "s"))):
-        plain = painted([word] * (SHOWN_TOKENS + 50), [trained] * (SHOWN_TOKENS + 50), tokenizer, colour=False).plain
+        count = SHOWN_TOKENS + 50
+        plain = painted(Part("", [word] * count, [trained] * count, count), tokenizer, colour=False).plain
         assert " … 50 tokens … " in plain and plain.count("s") == SHOWN_TOKENS + len("tokens") - 5
         assert plain.startswith(ends[0]) and plain.endswith(ends[1])
         assert plain.count("⟦") == plain.count("⟧") == 2 * trained
