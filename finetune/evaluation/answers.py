@@ -14,7 +14,6 @@ from finetune.evaluation.prompts import context, own_prompts, question, read_pro
 from finetune.evaluation.writing import write_replies
 from finetune.plan.evaluations import Evaluation
 from finetune.plan.manifest import read_manifest
-from finetune.plan.run_base import find_base
 
 Say = Callable[[str], None]
 
@@ -35,10 +34,7 @@ def write_answers(
     conversation where it is longer), and by each name the answer. Raises InputError.
     """
     manifest = opened_writer(run)
-    if prompts is not None:
-        asked = read_prompts(prompts, say=say)
-    else:
-        asked = own_prompts(run, manifest, *find_base(run, manifest, base, _nothing), say)
+    asked = read_prompts(prompts, say=say) if prompts else own_prompts(run, manifest, base, say)
     asked = asked.spread(limit)
     settings = answering or Answering()
     folders = {run_name(run, manifest): run}
@@ -70,7 +66,3 @@ def started_from(run: Path, manifest: dict[str, Any]) -> tuple[Path, dict[str, A
 def run_name(run: Path, manifest: dict[str, Any]) -> str:
     """What a run is called in results: its stage."""
     return str(manifest.get("stage") or run.name)
-
-
-def _nothing(line: str) -> None:
-    """The base is announced when it is loaded."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune.errors import InputError
-from finetune.evaluation.measurement import Measurement, identity, opened
+from finetune.evaluation.measurement import Measurement, identity, opened, opened_writer
 from finetune.evaluation.writing import free
 from finetune.numerics.bootstrap import mean_interval
 from finetune.plan.digest import source_digest
@@ -36,9 +36,9 @@ def measure_file(
     theirs, row by row: below 0 this run fits the file better. Raises InputError and its kinds, DivergedError.
     """
     began = time.monotonic()
-    manifest = opened(run)
-    if (is_reward := manifest["kind"] == "reward") and against is not None:
+    if (is_reward := opened(run)["kind"] == "reward") and against is not None:
         raise InputError("--against compares what writes answers; a reward model's scores have no common scale")
+    manifest = _of_a_stage(run, is_reward)
     source = DataSource(path=str(data), format=data_format)
     record: dict[str, Any] = {"name": data.name, "digest": source_digest(source, Path)}
     settings: dict[str, Any] = {"format": data_format, "limit": limit, **({"slices": [*slices]} if slices else {})}
@@ -47,9 +47,7 @@ def measure_file(
     theirs: score.Evaluation | None = None
     if against is not None:
         folder = run if against == "base" else against
-        their_manifest = opened(folder)
-        if their_manifest["kind"] == "reward":
-            raise InputError(f"{folder} is a reward model: it has no loss to compare with")
+        their_manifest = _of_a_stage(folder, False)
         other = {"name": "base", "fingerprint": "base"} if against == "base" else identity(folder, their_manifest)
         say(f"against {other['name']}:")
         theirs = score.evaluate(folder, their_manifest, data, bare=against == "base", **given)
@@ -67,6 +65,14 @@ def measure_file(
         results |= _difference(found, theirs)
         rows = [{**row, "theirs": their["loss"]} for row, their in zip(rows, theirs.lines, strict=True)]
     return measurement.keep(results, rows, began=began)
+
+
+def _of_a_stage(run: Path, is_reward: bool) -> dict[str, Any]:
+    """The manifest of a stage's run, whose data settings say what is measured. Raises InputError."""
+    manifest = opened(run) if is_reward else opened_writer(run)
+    if "stage" not in manifest:
+        raise InputError(f"{run} ({manifest['kind']}) is of no one stage: measure the run that it was made from")
+    return manifest
 
 
 def _loss(found: score.Evaluation) -> dict[str, Any]:

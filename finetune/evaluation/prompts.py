@@ -30,6 +30,7 @@ from finetune.errors import DataError, InputError
 from finetune.families.detect import resolve
 from finetune.plan.base_files import BaseFiles, read_json
 from finetune.plan.digest import source_digest
+from finetune.plan.run_base import find_base
 from finetune.recipe.checks import located
 from finetune.recipe.data_settings import DataFormat, DataSource, HeldOut
 from finetune.recipe.learning_stages import DpoStage, RewardStage, SftStage
@@ -77,16 +78,17 @@ def read_prompts(path: Path, *, data_format: DataFormat = "auto", say: Say) -> P
     return Prompts(path.name, found.digest, asked, [row.extra for row in found.rows])
 
 
-def own_prompts(run: Path, manifest: Mapping[str, Any], model: ModelSettings, base: BaseFiles, say: Say) -> Prompts:
+def own_prompts(run: Path, manifest: Mapping[str, Any], base: str | None, say: Say) -> Prompts:
     """The prompts of the rows that the run's stage held out, else of all its rows, which is said.
 
-    model, base: as `find_base` gives them. Raises InputError where the data is not found any more.
+    base: where the run's base is, if it moved. Raises InputError where the data is not found any more.
     """
     if "settings" not in manifest or manifest["kind"] == "average":
         raise InputError(f"{run} ({manifest['kind']}) has no held-out rows of its own: give prompts with --data")
     stage = _stage(manifest["settings"])
-    folder = _data_folder(run, manifest, stage, base)
-    split, measured = _held_out(run, manifest, stage, model, base, folder), "held-out rows"
+    model, files = find_base(run, manifest, base, _nothing)
+    folder = _data_folder(run, manifest, stage, files)
+    split, measured = _held_out(run, manifest, stage, model, files, folder), "held-out rows"
     if not split:
         split, measured = _all_prompts(run, manifest, stage, folder), "rows, for nothing was held out: it has seen them"
     prompts = [prompt for example in split if (prompt := _prompt(example)) is not None]
@@ -227,7 +229,7 @@ def _places(run: Path, manifest: Mapping[str, Any], base: BaseFiles) -> list[Pat
 
 
 def _nothing(line: str) -> None:
-    """What preparing says was said when the stage ran."""
+    """What preparing says was said when the stage ran; the base is announced when it is loaded."""
 
 
 def question(asked: Asked) -> str:

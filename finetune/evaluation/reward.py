@@ -12,11 +12,10 @@ from finetune.data.convert_prompts import message_fields
 from finetune.evaluation.answers import run_name
 from finetune.evaluation.measurement import Measurement, identity, opened, opened_writer
 from finetune.evaluation.prompts import Prompts, context, own_prompts, question, read_prompts
-from finetune.evaluation.scorer import score_answers
+from finetune.evaluation.scorer import opened_judge, score_answers
 from finetune.evaluation.writing import Replies, check_has_base, write_replies
 from finetune.numerics.bootstrap import difference_interval, mean_interval
 from finetune.plan.evaluations import Evaluation
-from finetune.plan.run_base import find_base
 from finetune.recipe.data_settings import DataFormat
 
 Say = Callable[[str], None]
@@ -56,8 +55,7 @@ def prompts_for(
     """The prompts of a file, or of the run's own held-out rows; the first `limit` of them. Raises InputError."""
     if data is not None:
         return read_prompts(data, data_format=data_format, say=say).first(limit)
-    manifest = opened(run)
-    return own_prompts(run, manifest, *find_base(run, manifest, base, lambda line: None), say).first(limit)
+    return own_prompts(run, opened(run), base, say).first(limit)
 
 
 def mean_reward(
@@ -79,7 +77,7 @@ def mean_reward(
     """
     sides, settings = sides_of(run, against), answering or Answering()
     prompts = prompts_for(run, data, data_format, base, limit, say)
-    record = {"kind": "reward", **identity(judge, opened(judge))}
+    record = {"kind": "reward", **identity(judge, opened_judge(judge))}
     measurement = Measurement(
         run,
         "reward",

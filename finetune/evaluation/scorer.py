@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,14 @@ from finetune.stages.score import Answers, measure
 Say = Callable[[str], None]
 
 
+def opened_judge(reward: Path) -> dict[str, Any]:
+    """The manifest of a reward model's run. Raises InputError."""
+    manifest = opened(reward)
+    if manifest["kind"] not in ("reward", "average"):
+        raise InputError(f"{reward} is a {manifest['kind']} run: a judge is a reward model's run, or an http address")
+    return manifest
+
+
 def score_answers(
     reward: Path, asked: Sequence[Asked], texts: Sequence[Sequence[str]], *, base: str | None = None, say: Say
 ) -> list[list[float]]:
@@ -38,9 +47,7 @@ def score_answers(
     texts: for each prompt its answers; the prompt of several is computed once. An answer is scored as a finished turn,
     whether it was cut or not. base: of the reward model, if it moved. Raises InputError, DivergedError.
     """
-    manifest = opened(reward)
-    if manifest["kind"] not in ("reward", "average"):
-        raise InputError(f"{reward} is a {manifest['kind']} run: a judge is a reward model's run, or an http address")
+    manifest = opened_judge(reward)
     model, files = find_base(reward, manifest, base, say)
     tokenizer = Tokenizer.load(files.folder)
     family = resolve(files.config, tokenizer.special_tokens, manifest["family"]["template"]).family

@@ -15,9 +15,10 @@ from finetune.data.convert_prompts import message_fields
 from finetune.engine.progress import make_progress
 from finetune.errors import InputError
 from finetune.evaluation.judge import AT_ONCE, RemoteJudge, open_remote
-from finetune.evaluation.measurement import Measurement, identity, opened
+from finetune.evaluation.measurement import Measurement, identity
 from finetune.evaluation.prompts import Asked
 from finetune.evaluation.reward import asked_fields, prompts_for, scores_of, sides_of, unfinished
+from finetune.evaluation.scorer import opened_judge
 from finetune.evaluation.verdicts import Judged, agreed, by_scores, read_verdict, win_rate_results
 from finetune.evaluation.writing import write_replies
 from finetune.plan.evaluations import Evaluation
@@ -56,7 +57,7 @@ def win_rate(
             raise InputError("--tie is a margin of scores: it belongs to a reward model as the judge")
         ask, record = open_remote(judge, say=say), judge.record()
     else:
-        record = {"kind": "reward", **identity(judge, opened(judge)), "tie": tie}
+        record = {"kind": "reward", **identity(judge, opened_judge(judge)), "tie": tie}
     prompts = prompts_for(run, data, data_format, base, limit, say)
     measurement = Measurement(
         run,

@@ -13,13 +13,12 @@ from finetune.errors import InputError
 from finetune.evaluation.prompts import own_prompts, question
 from finetune.evaluation.tasks import evaluate
 from finetune.plan.manifest import read_manifest
-from finetune.plan.run_base import find_base
 
 
 def own(run, said=None):
     lines = said if said is not None else []
     manifest = read_manifest(run)
-    return own_prompts(run, manifest, *find_base(run, manifest, None, lines.append), lines.append)
+    return own_prompts(run, manifest, None, lines.append)
 
 
 @pytest.fixture(autouse=True)

@@ -232,6 +232,22 @@ def test_what_does_not_go_together_is_refused(lab, few, said):
     assert not list((judge / FOLDER).glob("*.part"))
 
 
+def test_a_merged_model_answers_and_has_no_base_beside_it(lab, tmp_path, few, said):
+    """As good as the run that it was made from, which has another place for its loss and its rows."""
+    from finetune.cli.main import main
+
+    run, judge, merged = lab.run("dpo"), lab.run("reward"), tmp_path / "merged"
+    assert main(["merge", str(run), "--out", str(merged)]) == 0
+    found = evaluate(merged, "win_rate", data=few, judge=judge, against=run, answering=SHORT, say=said.append)
+    assert all(row["merged"] == row["dpo"] for row in found.rows) and found.results["ties"] == len(FEW)
+    with pytest.raises(InputError, match="whole model without a base beside it"):
+        evaluate(merged, "win_rate", data=few, judge=judge, against="base", answering=SHORT, say=said.append)
+    with pytest.raises(InputError, match="no held-out rows of its own: give prompts with --data"):
+        evaluate(merged, "answers", say=said.append)
+    with pytest.raises(InputError, match="the run that it was made from"):
+        evaluate(merged, "loss", data=few, say=said.append)
+
+
 def test_a_run_that_is_not_whole_is_not_measured(lab, tmp_path, few, said):
     broken = tmp_path / "sft-broken"
     shutil.copytree(lab.run("sft"), broken)
