@@ -2,7 +2,7 @@
 
 On loopback every page that a browser has open could try to speak to us: by its own address (Origin), or by a name of
 its own that it lets point here (Host). Neither gets through, and no answer is ever readable for another page (no CORS).
-Beyond loopback a token is needed.
+Beyond loopback a token is needed; with one the name does not matter, for a page that lies about its name has none.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Door:
     def check_address(self, headers: Message) -> None:
         """Raises RequestError for what another page in a browser sends."""
         host = headers.get("Host") or ""
-        if is_loopback(self.host) and _name(host) not in _LOOPBACK_NAMES | {self.host}:
+        if self.token is None and _name(host) not in _LOOPBACK_NAMES | {self.host}:
             raise RequestError(403, "this server answers to localhost and 127.0.0.1 only", code="wrong_host")
         origin = headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

@@ -103,6 +103,17 @@ def test_a_token_is_asked_for(chat: ChatModel, tmp_path: Path) -> None:
         running.server.stop()
 
 
+def test_with_a_token_a_proxy_may_use_its_own_name(chat: ChatModel, tmp_path: Path) -> None:
+    running = Running(chat, tmp_path / "p.jsonl", token="a-token-of-many-letters")
+    try:
+        named = {"Host": "models.example", "Origin": "https://models.example"}
+        assert running.ask("GET", "/v1/models", None, named)[0] == 401
+        shown = {**named, "Authorization": "Bearer a-token-of-many-letters"}
+        assert running.ask("GET", "/v1/models", None, shown)[0] == 200
+    finally:
+        running.server.stop()
+
+
 def test_nothing_that_was_said_is_told(running: Running) -> None:
     running.complete()
     assert running.said and not any("Rome" in line or "What is" in line for line in running.said)
