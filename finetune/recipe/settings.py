@@ -83,8 +83,8 @@ class WandbSettings(Settings):
     tags: list[Text] = []
     """Tags of the wandb run."""
     samples: Annotated[int, Field(ge=0, le=MOST_SAMPLES)] = 0
-    """Rows of each table of samples: held-out answers, kept answers, scored pairs. They are texts of your data and of the
-    model, so 0, the default, sends none."""
+    """Rows of each table of samples: held-out answers, kept answers, scored pairs. They are texts of your data and of
+    the model, so 0, the default, sends none."""
     artifacts: Literal["none", "outputs"] = "none"
     """outputs uploads what each stage made (the adapter with its tokenizer, or the kept rows) as an artifact, linked to
     those it was made from. That is publishing to the project: none, the default, uploads no weights and no rows."""
