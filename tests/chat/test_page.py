@@ -56,7 +56,7 @@ def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False), (390, True)])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (800, False), (390, False), (390, True)])
 def test_ask_and_prefer(chromium: Browser, own: Running, width: int, dark: bool) -> None:
     page = opened(chromium, own, width=width, dark=dark)
     greedy(page)
@@ -79,7 +79,8 @@ def test_ask_and_prefer(chromium: Browser, own: Running, width: int, dark: bool)
     page.wait_for(f"document.querySelectorAll('.turn').length == 2 && {DONE}")
     messages = page.evaluate("turns[1].messages")
     assert messages[1] == {"role": "assistant", "content": PLAIN} and len(messages) == 3
-    name = f"serve-{'phone' if width < 600 else 'desktop'}-{'dark' if dark else 'light'}.png"
+    place = {390: "phone", 800: "tablet", 1280: "desktop"}[width]
+    name = f"serve-{place}-{'dark' if dark else 'light'}.png"
     page.screenshot(SCREENSHOTS / name, whole=False)
     assert fits(page)
     page.click("#settings summary")
