@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +10,14 @@ from finetune.api.answers import BASE
 from finetune.api.measured import Measured
 from finetune.api.recipe import PathLike, Recipe
 from finetune.api.runs import RunLike, as_run
-from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
 from finetune.notebook.place import calm
 from finetune.plan.plan import make_plan
 from finetune.recipe.data_settings import DataFormat
-from finetune.report.read import FinishedRun, read_run
 
 if TYPE_CHECKING:
     from finetune.evaluation.judge import RemoteJudge
 
-_HAVE_ROWS = ("sft", "dpo", "ppo", "grpo", "rloo")
-"""Kinds whose runs answer, and have rows of their own to be asked."""
 _ASK = ("reward", "win_rate", "ifeval", "gsm8k", "answers")
 """Tasks that have the run answer."""
 
@@ -122,9 +117,13 @@ def report(
         ft.report(recipe, "report.html")
         ft.report(results["dpo"], against=results["ppo"])
     """
+    from finetune.evaluation.reported import Asking, both_with_answers, with_answers
     from finetune.report.compare import comparison_page, run_names
     from finetune.report.page import recipe_page, run_page
+    from finetune.report.place import check_place, write_page
 
+    asking = Asking(None, base, print) if answers else None
+    place = None if out is None else check_place(Path(out).expanduser())
     if isinstance(run, Recipe):
         if against is not None:
             raise InputError("against compares two runs: give one of the recipe's, such as results['sft']")
@@ -133,39 +132,17 @@ def report(
         if not done:
             raise InputError(f"no stage of recipe {run.name} is finished: ft.run(recipe) first")
         unfinished = {stage.name: stage.kind for stage in stages if stage.state != "done"}
-        page = recipe_page(run.name, [_read(folder, answers, base) for folder in done], unfinished)
-        usual = done[0].with_name("report.html")
+        place = place or check_place(done[0].with_name("report.html"))
+        page = recipe_page(run.name, [with_answers(folder, asking) for folder in done], unfinished)
     else:
         folder = as_run(run).folder
-        read = _read(folder, answers, base)
-        usual = folder.with_name(f"report-{folder.name}.html")
         if against is None:
-            page = run_page(read)
+            place = place or check_place(folder.with_name(f"report-{folder.name}.html"))
+            page = run_page(with_answers(folder, asking))
         else:
-            other = _read(as_run(against).folder, answers, base)
-            page = comparison_page([(read, other)], run_names(read, other), {})
-            usual = folder.with_name(f"report-{folder.name}-against-{other.folder.name}.html")
-    return _write_page(usual if out is None else Path(out).expanduser(), page)
-
-
-def _read(folder: Path, answers: bool, base: str | None) -> FinishedRun:
-    """A run with its answers, asked now where it has none. Why it could not be asked is a note on its page."""
-    found = read_run(folder)
-    if not answers or found.answered or found.kind not in _HAVE_ROWS:
-        return found
-    try:
-        evaluate(folder, "answers", base=base)
-    except InputError as error:
-        return replace(found, notes=(*found.notes, f"it could not be asked: {error}"))
-    return read_run(folder)
-
-
-def _write_page(place: Path, page: str) -> Path:
-    if (place.parent / "manifest.json").is_file():
-        raise InputError(f"{place.parent} is a finished run, whose files do not change: choose another folder")
-    if not place.parent.is_dir():
-        raise InputError(f"{place}: there is no folder {place.parent}; make it first")
-    part = place.with_name(place.name + ".part")
-    write_bytes(part, page.encode())
-    rename_file(part, place)
+            other = as_run(against).folder
+            place = place or check_place(folder.with_name(f"report-{folder.name}-against-{other.name}.html"))
+            both = both_with_answers(folder, other, asking)
+            page = comparison_page([both], run_names(*both), {})
+    write_page(place, page)
     return place

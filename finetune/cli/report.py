@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from finetune.cli.options import runs_option, set_option
-from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,11 +57,12 @@ def report(
         raise InputError(f"--prompts: no such file: {prompts}")
     if against is None and against_stage is not None:
         raise InputError("--against-stage names a stage of --against: give that too")
-    from finetune.cli.report_answers import Asking, both_with_answers, with_answers
+    from finetune.evaluation.reported import Asking, both_with_answers, with_answers
     from finetune.report.compare import comparison_page, run_names
     from finetune.report.page import recipe_page, run_page
+    from finetune.report.place import write_page
 
-    asking = None if no_answers else Asking(prompts, base)
+    asking = None if no_answers else Asking(prompts, base, lambda line: click.echo(line, err=True))
     plan, folders = _chosen(run, stage_name, overrides, runs)
     if against is not None:
         _, others = _chosen(against, against_stage or stage_name, overrides if against == run else (), runs)
@@ -78,7 +78,7 @@ def report(
     else:
         place = _place(out, folders[0].with_name(f"report-{folders[0].name}.html"))
         page = run_page(with_answers(folders[0], asking))
-    _write(place, page)
+    write_page(place, page)
     click.echo(f"{place}: {len(page.encode()) / 2**20:.2f} MiB")
     if open_it:
         click.launch(str(place.resolve()))
@@ -141,25 +141,8 @@ def _pair_name(pairs: Sequence[tuple[Path, Path]]) -> str:
     return f"report-{first.name}-against-{second.name}.html"
 
 
-def _write(place: Path, page: str) -> None:
-    """Write the page, whole or not at all. Raises InputError where it may not be written."""
-    part = place.with_name(f"{place.name}.part")
-    try:
-        write_bytes(part, page.encode())
-    except PermissionError as error:
-        raise InputError(f"{place} cannot be written ({error.strerror}): say where else with --out") from error
-    rename_file(part, place)
-
-
 def _place(out: Path | None, usual: Path) -> Path:
-    """Where the page goes. Raises InputError where that is in a finished run, or where another file stands."""
-    place = usual if out is None else out.expanduser()
-    if place.is_dir():
-        raise InputError(f"--out: {place} is a folder: give the file a name")
-    if not place.parent.is_dir():
-        raise InputError(f"--out: no such folder: {place.parent}")
-    if (place.parent / "manifest.json").is_file():
-        raise InputError(f"--out: {place.parent} is a finished run, whose files do not change: choose another folder")
-    if place.exists() and not place.read_bytes()[:64].lower().startswith(b"<!doctype html"):
-        raise InputError(f"--out: {place} is there, and is no page: choose another name")
-    return place
+    """Where the page goes, before anybody waits for it. Raises InputError."""
+    from finetune.report.place import check_place
+
+    return check_place(usual if out is None else out.expanduser())

@@ -94,7 +94,7 @@ def test_wrong_input_is_one_message_and_writes_nothing(finetune, done, recipe, t
         ((path, "--stage", "dpo", "--runs", runs), "has no stage 'dpo'"),
         ((run, "--out", run / "page.html", "--no-answers"), "is a finished run"),
         ((run, "--out", tmp_path, "--no-answers"), "is a folder"),
-        ((run, "--out", tmp_path / "no" / "page.html", "--no-answers"), "no such folder"),
+        ((run, "--out", tmp_path / "no" / "page.html", "--no-answers"), "there is no folder"),
         ((run, "--out", tmp_path / "notes.txt", "--no-answers"), "is no page"),
         ((run, "--no-answers", "--prompts", path), "give one of them"),
         ((run, "--prompts", tmp_path / "none.jsonl"), "no such file"),

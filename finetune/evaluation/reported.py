@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import click
 
 from finetune.errors import InputError
 from finetune.plan.base_files import read_json
@@ -22,10 +21,12 @@ _NEED_PROMPTS = ("average", "merged")
 
 @dataclass(frozen=True)
 class Asking:
-    """prompts: a file; None = the run's own held-out rows. base: where it is, None = where the run had it."""
+    """prompts: a file; None = the run's own held-out rows. base: where it is, None = where the run had it. say: shows
+    the user a line."""
 
     prompts: Path | None
     base: str | None
+    say: Callable[[str], None]
 
     def ask(self, folder: Path, prompts: Path | None = None) -> FinishedRun:
         """The run with its answers, beside those of what it came from; kept in its folder where that can be written.
@@ -40,7 +41,7 @@ class Asking:
             folder,
             prompts=prompts or self.prompts,
             base=self.base,
-            say=lambda line: click.echo(f"  {line}", err=True),
+            say=lambda line: self.say(f"  {line}"),
         )
         run = read_run(folder)
         kept = any(one.file_name == found.file_name for one in run.evaluations)
@@ -53,7 +54,7 @@ def with_answers(folder: Path, asking: Asking | None) -> FinishedRun:
     found = read_run(folder)
     if asking is None or (found.answered and asking.prompts is None) or not _can_answer(found, asking):
         return found
-    click.echo(f"{found.name}: asking it, and what it came from", err=True)
+    asking.say(f"{found.name}: asking it, and what it came from")
     try:
         return asking.ask(folder)
     except InputError as error:
@@ -70,7 +71,7 @@ def both_with_answers(first: Path, second: Path, asking: Asking | None) -> tuple
     with TemporaryDirectory() as folder:
         prompts = Path(folder) / f"prompts of {one.stage}.jsonl"
         prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-        click.echo(f"{one.name} and {other.name}: asking both the same", err=True)
+        asking.say(f"{one.name} and {other.name}: asking both the same")
         return asking.ask(first, prompts), asking.ask(second, prompts)
 
 
