@@ -163,3 +163,11 @@ def test_a_task_that_is_not_there(run):
 
     with pytest.raises(InputError, match="no task 'hellaswagg'"):
         evaluate(run, "lm_eval", lm_tasks=["hellaswagg"], say=print)
+
+
+def test_the_chat_template_gives_the_tokens_of_training(ours):
+    from finetune.shapes import Dialog, Message
+
+    text = ours.apply_chat_template([{"role": "user", "content": "What is 1?"}])
+    prompt = ours.chat.prompt(Dialog((Message("user", "What is 1?"),)))
+    assert ours.tok_encode(text) == prompt.ids.tolist()
