@@ -12,9 +12,7 @@ Everything that a notebook needs is here; docs/api.md lists it. Nothing is impor
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,16 +47,6 @@ _NAMES = frozenset({
 """What finetune.api has, offered here."""
 
 
-class _FrontDoor(ModuleType):
-    """The package itself. `ft.run` and `ft.report` are functions, and there are a module and a package of these names,
-    which Python would put in the functions' place as soon as somebody imports them. Import from those by
-    `from finetune.run import …`."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _NAMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module("finetune.api"), name)
@@ -67,6 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*(name for name in globals() if name.startswith("__")), *_NAMES})
-
-
-sys.modules[__name__].__class__ = _FrontDoor

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from stage_recipes import PAIRS, QUESTIONS, reward_stage, sft_stage, train, write_jsonl
 
+from finetune.execute import run_recipe
 from finetune.recipe.load import load_recipe
-from finetune.run import run_recipe
 
 Rows = list[dict[str, Any]]
 

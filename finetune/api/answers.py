@@ -14,7 +14,7 @@ from finetune.data.readers import RawRow
 from finetune.errors import InputError
 from finetune.notebook.page import boxed
 from finetune.notebook.place import calm, in_notebook
-from finetune.report.pieces import samples
+from finetune.reports.pieces import samples
 from finetune.shapes import Completion, Dialog, Message, Origin
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from finetune.api.recipe import PathLike
 from finetune.api.runs import RunLike, as_run
 from finetune.durable import rename_file, write_bytes
 from finetune.notebook.page import boxed, heading
-from finetune.report.pieces import samples
+from finetune.reports.pieces import samples
 
 if TYPE_CHECKING:
     import pandas

@@ -23,7 +23,7 @@ from finetune.data.prepare_prompts import PreparedPrompts
 from finetune.notebook.page import boxed, heading
 from finetune.notebook.place import calm
 from finetune.recipe.load import LoadedRecipe
-from finetune.report.pieces import Html, join, table, text
+from finetune.reports.pieces import Html, join, table, text
 
 _BAR = 40
 Pieces = Sequence[Piece]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from finetune.notebook.page import boxed, heading
 from finetune.plan.evaluations import Evaluation
-from finetune.report.pieces import table
-from finetune.report.results import told
+from finetune.reports.pieces import table
+from finetune.reports.results import told
 
 if TYPE_CHECKING:
     import pandas

@@ -118,9 +118,9 @@ def report(
         ft.report(results["dpo"], against=results["ppo"])
     """
     from finetune.evaluation.reported import Asking, both_with_answers, with_answers
-    from finetune.report.compare import comparison_page, run_names
-    from finetune.report.page import recipe_page, run_page
-    from finetune.report.place import check_place, write_page
+    from finetune.reports.compare import comparison_page, run_names
+    from finetune.reports.page import recipe_page, run_page
+    from finetune.reports.place import check_place, write_page
 
     asking = Asking(None, base, print) if answers else None
     place = None if out is None else check_place(Path(out).expanduser())

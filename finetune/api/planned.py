@@ -17,7 +17,7 @@ from finetune.plan.plan import Plan as MadePlan
 from finetune.plan.plan import make_plan
 from finetune.plan.reasons import why
 from finetune.recipe.load import LoadedRecipe
-from finetune.report.pieces import table
+from finetune.reports.pieces import table
 
 if TYPE_CHECKING:
     import pandas

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 from finetune.api.recipe import PathLike
 from finetune.errors import InputError
 from finetune.notebook.page import boxed, heading
-from finetune.report.curves import curve
-from finetune.report.pieces import number, samples, table
+from finetune.reports.curves import curve
+from finetune.reports.pieces import number, samples, table
 
 if TYPE_CHECKING:
     import pandas

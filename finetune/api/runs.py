@@ -16,10 +16,10 @@ from finetune.notebook.page import boxed, heading, side_by_side
 from finetune.plan.evaluations import read_evaluations
 from finetune.plan.manifest import check_files, read_manifest
 from finetune.plan.plan import make_plan
-from finetune.report.charts import charts
-from finetune.report.pieces import Html, facts, text
-from finetune.report.read import no_run
-from finetune.report.words import figures, kind_in_words, lasted, result
+from finetune.reports.charts import charts
+from finetune.reports.pieces import Html, facts, text
+from finetune.reports.read import no_run
+from finetune.reports.words import figures, kind_in_words, lasted, result
 
 _FIRST_CURVES = ("loss", "held_out_loss", "reward", "score")
 """What `plot` draws where nobody says what, where it is there."""

@@ -11,11 +11,11 @@ from finetune.api.recipe import PathLike, Recipe, as_recipe
 from finetune.api.runs import Run
 from finetune.engine.progress import duration
 from finetune.errors import InputError, InterruptedRunError
+from finetune.execute import run_recipe
 from finetune.notebook.page import boxed, heading
 from finetune.notebook.place import calm, in_notebook
 from finetune.plan.plan import Plan
-from finetune.report.pieces import table
-from finetune.run import run_recipe
+from finetune.reports.pieces import table
 
 
 class Results(Mapping[str, Run]):

@@ -58,9 +58,9 @@ def report(
     if against is None and against_stage is not None:
         raise InputError("--against-stage names a stage of --against: give that too")
     from finetune.evaluation.reported import Asking, both_with_answers, with_answers
-    from finetune.report.compare import comparison_page, run_names
-    from finetune.report.page import recipe_page, run_page
-    from finetune.report.place import write_page
+    from finetune.reports.compare import comparison_page, run_names
+    from finetune.reports.page import recipe_page, run_page
+    from finetune.reports.place import write_page
 
     asking = None if no_answers else Asking(prompts, base, lambda line: click.echo(line, err=True))
     plan, folders = _chosen(run, stage_name, overrides, runs)
@@ -92,7 +92,7 @@ def _chosen(
         given = given.resolve()
     if not given.is_file():
         from finetune.plan.manifest import read_manifest
-        from finetune.report.read import no_run
+        from finetune.reports.read import no_run
 
         if read_manifest(given) is None:
             raise InputError(no_run(given))
@@ -143,6 +143,6 @@ def _pair_name(pairs: Sequence[tuple[Path, Path]]) -> str:
 
 def _place(out: Path | None, usual: Path) -> Path:
     """Where the page goes, before anybody waits for it. Raises InputError."""
-    from finetune.report.place import check_place
+    from finetune.reports.place import check_place
 
     return check_place(usual if out is None else out.expanduser())

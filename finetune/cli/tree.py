@@ -28,7 +28,7 @@ _OTHER_LINES = 6
 
 
 class Tree:
-    """A finetune.run.Screen. stages: the walk's, as they stood before it."""
+    """A finetune.execute.Screen. stages: the walk's, as they stood before it."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console, self.walk = console or Console(stderr=True), Walk(clock)

@@ -13,12 +13,12 @@ import click
 from finetune.cli.figures import main_figures, summary_table
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
+from finetune.execute import Lines, run_recipe
 from finetune.plan.choose import choose
 from finetune.plan.manifest import read_manifest
 from finetune.plan.plan import PlannedStage, make_plan
 from finetune.plan.reasons import why
 from finetune.recipe.load import LoadedRecipe, check_recipe, load_recipe
-from finetune.run import Lines, run_recipe
 
 if TYPE_CHECKING:
     from finetune.cli.tree import Tree

@@ -24,7 +24,7 @@ from finetune.families.detect import FAMILIES
 from finetune.plan.digest import data_files, source_digest
 from finetune.plan.evaluations import Evaluation
 from finetune.recipe.data_settings import DataSource
-from finetune.report.calibration import wilson
+from finetune.reports.calibration import wilson
 from finetune.shapes import Completion, Dialog, Message
 
 Say = Callable[[str], None]

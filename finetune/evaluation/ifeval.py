@@ -23,7 +23,7 @@ from finetune.numerics.bootstrap import mean_interval
 from finetune.plan.digest import data_files, source_digest
 from finetune.plan.evaluations import Evaluation
 from finetune.recipe.data_settings import DataSource
-from finetune.report.calibration import wilson
+from finetune.reports.calibration import wilson
 from finetune.shapes import Completion
 
 Say = Callable[[str], None]

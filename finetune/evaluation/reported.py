@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 
 from finetune.errors import InputError
 from finetune.plan.base_files import read_json
-from finetune.report.differences import answers_of_both
-from finetune.report.read import FinishedRun, read_run
+from finetune.reports.differences import answers_of_both
+from finetune.reports.read import FinishedRun, read_run
 
 _HAVE_ROWS = ("sft", "dpo", "ppo", "grpo", "rloo")
 """Kinds whose runs answer, and have rows of their own to be asked."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from finetune.numerics.bootstrap import level_interval, mean_interval
-from finetune.report.calibration import wilson
+from finetune.reports.calibration import wilson
 
 Verdict = Literal["first", "second", "tie", "unreadable"]
 """Of two answers as they were shown."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.notebook.page import side_by_side
-from finetune.report.curves import curve, thinned
-from finetune.report.pieces import Html, join
+from finetune.reports.curves import curve, thinned
+from finetune.reports.pieces import Html, join
 
 _PICTURES: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ("Loss", "loss", ("loss", "held_out_loss")),

@@ -1,10 +1,10 @@
-"""HTML for the output of a cell: pieces of finetune.report.pieces in a box with their style."""
+"""HTML for the output of a cell: pieces of finetune.reports.pieces in a box with their style."""
 
 from __future__ import annotations
 
 import re
 
-from finetune.report.pieces import STYLE, Html, code, join, text
+from finetune.reports.pieces import STYLE, Html, code, join, text
 
 
 def boxed(*pieces: str) -> str:

@@ -15,7 +15,7 @@ from finetune.engine.walk import Walk, WalkedStage
 from finetune.notebook.growing import Growing
 from finetune.notebook.page import boxed, heading
 from finetune.plan.plan import Plan, PlannedStage
-from finetune.report.pieces import Html, table, text
+from finetune.reports.pieces import Html, table, text
 
 SECONDS = 1.5
 """Between two pictures."""
@@ -24,7 +24,7 @@ _KEPT_LINES = 6
 
 
 class NotebookScreen:
-    """A finetune.run.Screen. show: puts HTML (and the same in words) into the cell, in place of what it showed last."""
+    """A finetune.execute.Screen. show: puts HTML, and the same in words, into the cell, in place of what was there."""
 
     def __init__(
         self, show: Callable[[str, str], None] | None = None, clock: Callable[[], float] = time.monotonic

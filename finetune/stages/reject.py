@@ -44,7 +44,7 @@ from finetune.errors import InterruptedRunError
 from finetune.model.generation import Generated, Sampling
 from finetune.numerics.best_of import BestOf, best_of_curve
 from finetune.recipe.sampling_stages import FunctionChecker, RejectStage
-from finetune.report.best_of import best_of_picture
+from finetune.reports.best_of import best_of_picture
 from finetune.shapes import Completion, Dialog
 
 BATCHES_IN_CHUNK = 4

@@ -29,8 +29,8 @@ from finetune.errors import InputError
 from finetune.model.reward import RewardModel, add_head, new_head, prove_head
 from finetune.numerics.bradley_terry import LLAMA2_MARGINS, pair_loss
 from finetune.recipe.learning_stages import RewardStage
-from finetune.report.calibration import ScoredPairs, reward_report
-from finetune.report.pictures import reward_pictures
+from finetune.reports.calibration import ScoredPairs, reward_report
+from finetune.reports.pictures import reward_pictures
 from finetune.shapes import RATINGS, Origin
 
 RATE_FACTOR = 1 / 3

@@ -42,7 +42,7 @@ from finetune.plan.digest import data_files
 from finetune.plan.manifest import check_files
 from finetune.plan.run_base import find_base
 from finetune.recipe.data_settings import DataFormat, DataSource, HeldOut
-from finetune.report.calibration import reward_report
+from finetune.reports.calibration import reward_report
 from finetune.shapes import ComparisonRow, Dialog, Example, Origin, Row, Text
 from finetune.stages.reward import pairs_of
 

@@ -12,12 +12,12 @@ from stage_recipes import sft_stage
 import finetune as ft
 from finetune.api import walking
 from finetune.errors import InputError, InterruptedRunError
+from finetune.execute import run_recipe
 from finetune.notebook import screen
 from finetune.notebook.page import yaml_code
 from finetune.notebook.place import in_notebook
 from finetune.notebook.screen import SECONDS, NotebookScreen
 from finetune.plan.plan import make_plan
-from finetune.run import run_recipe
 
 
 class Cell:

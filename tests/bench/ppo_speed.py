@@ -119,8 +119,8 @@ def _work(options: argparse.Namespace) -> None:
     """One run of the stage; the phases' CPU seconds are taken around the engine's own functions."""
     from finetune.engine import loop, session
     from finetune.engine import ppo as engine
+    from finetune.execute import run_recipe
     from finetune.recipe.load import load_recipe
-    from finetune.run import run_recipe
     from finetune.stages import ppo as stage
 
     spent: dict[str, list[float]] = {phase: [] for phase in PHASES}

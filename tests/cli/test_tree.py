@@ -159,7 +159,7 @@ def test_what_runs_is_on_the_screen_whatever_its_height(tmp_path: Path, clock: C
 
 def test_a_terminal_gets_the_tree_and_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune.cli.walk import _screen
-    from finetune.run import Lines
+    from finetune.execute import Lines
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

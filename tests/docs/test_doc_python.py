@@ -90,6 +90,6 @@ def test_a_python_block_compiles_and_names_what_there_is(block: Block) -> None:
 def test_the_check_finds_what_is_wrong() -> None:
     import finetune
 
-    assert problems("from finetune.run import run_recip", finetune) == ["finetune.run has no run_recip"]
+    assert problems("from finetune.execute import run_recip", finetune) == ["finetune.execute has no run_recip"]
     assert problems("import finetune as ft\nft.no_such(1)", finetune) == ["there is no ft.no_such"]
     assert problems("from finetune.nowhere import x", finetune) == ["no module finetune.nowhere"]

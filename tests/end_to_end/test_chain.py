@@ -84,8 +84,8 @@ def test_a_chain_in_one_process_is_each_stage_by_itself(
     stages: Mapping[str, Any],
     changes: Mapping[str, Any],
 ) -> None:
+    from finetune.execute import run_recipe
     from finetune.recipe.load import load_recipe
-    from finetune.run import run_recipe
 
     together = walk(stages, changes, runs="together")
     assert len(loads) == 1, "one base for the whole chain"
@@ -99,8 +99,8 @@ def test_a_chain_in_one_process_is_each_stage_by_itself(
 def test_what_changes_the_base_is_not_handed_on(
     walk: Walk, write_recipe: Callable[..., Path], tmp_path: Path, loads: list[str]
 ) -> None:
+    from finetune.execute import run_recipe
     from finetune.recipe.load import load_recipe
-    from finetune.run import run_recipe
 
     stages = {name: STAGES[name] for name in ("sft", "helpful", "fresh")}
     together = walk(stages, {"adapter.init": "pissa"}, runs="together")

@@ -22,12 +22,12 @@ from finetune.engine.job import Job
 from finetune.engine.rewards import Answer, check_columns, open_judge
 from finetune.engine.session import Words, open_words
 from finetune.errors import InputError
+from finetune.execute import run_recipe
 from finetune.model.adapter import open_adapter
 from finetune.model.base import choose_device, choose_precision
 from finetune.model.ragged import Layout, ragged_hidden
 from finetune.recipe.load import load_recipe
 from finetune.recipe.sampling_stages import RejectStage
-from finetune.run import run_recipe
 from finetune.shapes import Completion, Dialog, Message, Origin
 
 __all__ = ["tiny_base"]

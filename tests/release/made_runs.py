@@ -1,4 +1,4 @@
-"""Finished runs made by hand: a base with one tensor, and manifests as `finetune.run` writes them."""
+"""Finished runs made by hand: a base with one tensor, and manifests as `finetune.execute` writes them."""
 
 from __future__ import annotations
 

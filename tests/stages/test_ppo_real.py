@@ -14,8 +14,8 @@ import pytest
 import yaml
 from stage_recipes import write_jsonl
 
+from finetune.execute import run_recipe
 from finetune.recipe.load import load_recipe
-from finetune.run import run_recipe
 from finetune.stages.score import evaluate
 
 TOKENS = 60

@@ -10,8 +10,8 @@ from stage_recipes import write_jsonl
 
 from finetune.data.readers import RawRow, read_file
 from finetune.engine.checkers import number_in
+from finetune.execute import run_recipe
 from finetune.recipe.load import load_recipe
-from finetune.run import run_recipe
 
 
 @pytest.mark.slow

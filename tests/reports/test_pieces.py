@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from finetune.report.pieces import STYLE, Html, code, facts, join, marked_pair, note, samples, table, text
+from finetune.reports.pieces import STYLE, Html, code, facts, join, marked_pair, note, samples, table, text
 
 NASTY = "<script>alert('1')</script> & \"q\" \x00\ud800"
 

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from finetune.report.curves import WIDTH, curve, moving_average, thinned, tick, ticks
+from finetune.reports.curves import WIDTH, curve, moving_average, thinned, tick, ticks
 
 
 def drawn(lines, **names):

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from release.made_runs import make_base, make_run, source
 
-from finetune.report.calibration import ScoredPairs, reward_report
-from finetune.report.pictures import reward_pictures
+from finetune.reports.calibration import ScoredPairs, reward_report
+from finetune.reports.pictures import reward_pictures
 
 NASTY = "<script>alert(1)</script> & \u202e \x07"
 """A text that must not get through as HTML."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from finetune.report.calibration import Floats, ScoredPairs
+from finetune.reports.calibration import Floats, ScoredPairs
 
 Format = Literal["svg", "png"]
 

@@ -10,9 +10,9 @@ from html import unescape
 from typing import Any
 
 from finetune.plan.evaluations import Evaluation
-from finetune.report.curves import curve
-from finetune.report.pieces import Html, facts, join, number, samples, table, text
-from finetune.report.read import FinishedRun
+from finetune.reports.curves import curve
+from finetune.reports.pieces import Html, facts, join, number, samples, table, text
+from finetune.reports.read import FinishedRun
 
 SHOWN = 6
 """Samples that a section shows."""

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from finetune.numerics.best_of import best_of_curve
-from finetune.report.best_of import best_of_picture
+from finetune.reports.best_of import best_of_picture
 
 
 def test_the_picture():

@@ -15,9 +15,9 @@ from page_checks import problems
 from release.made_runs import make_base
 
 from finetune.plan.evaluations import Evaluation, keep_evaluation
-from finetune.report.compare import comparison_page
-from finetune.report.page import recipe_page, run_page
-from finetune.report.read import read_run
+from finetune.reports.compare import comparison_page
+from finetune.reports.page import recipe_page, run_page
+from finetune.reports.read import read_run
 
 pytestmark = needs_chromium
 LOOKS = {"phone-light": (390, False), "phone-dark": (390, True), "desktop-light": (1280, False),

@@ -14,8 +14,8 @@ from typing import Any
 from finetune.errors import InputError
 from finetune.plan.manifest import read_manifest
 from finetune.recipe.references import references
-from finetune.report.pieces import Html, text
-from finetune.report.words import capital, figures, kind_in_short
+from finetune.reports.pieces import Html, text
+from finetune.reports.words import capital, figures, kind_in_short
 
 Manifest = Mapping[str, Any]
 

@@ -5,9 +5,9 @@ from page_reader import read
 from release.made_runs import make_base, source
 
 from finetune.plan.evaluations import Evaluation, keep_evaluation
-from finetune.report.compare import comparison_page, run_names
-from finetune.report.differences import MISSING, answers_of_both, nested, short
-from finetune.report.read import read_run
+from finetune.reports.compare import comparison_page, run_names
+from finetune.reports.differences import MISSING, answers_of_both, nested, short
+from finetune.reports.read import read_run
 
 
 def two(tmp_path, **more):

@@ -13,7 +13,7 @@ from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from finetune.report.style import STYLE as STYLE
+from finetune.reports.style import STYLE as STYLE
 
 LONGEST_COMPARED = 3000
 """Words and spaces of a text that are compared one by one; of a longer pair only the common beginning and end are."""

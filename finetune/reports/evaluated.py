@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.plan.evaluations import Evaluation
-from finetune.report.pieces import Html, join, number, table, text
-from finetune.report.read import FinishedRun
-from finetune.report.results import box, is_figure, is_number, told
-from finetune.report.words import lasted, percent
+from finetune.reports.pieces import Html, join, number, table, text
+from finetune.reports.read import FinishedRun
+from finetune.reports.results import box, is_figure, is_number, told
+from finetune.reports.words import lasted, percent
 
 _SHARES = ("win_rate", "ifeval", "gsm8k")
 """Tasks whose figures are shares."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.report.calibration import ScoredPairs, reward_report
-from finetune.report.pictures import DARK, MOST_POINTS, STYLE, available, reward_pictures
+from finetune.reports.calibration import ScoredPairs, reward_report
+from finetune.reports.pictures import DARK, MOST_POINTS, STYLE, available, reward_pictures
 
 ODD_NAMES = ["$x_1^2$", "日本", "a\nb\x00--c", "<&>\ud800", "", None, "w" * 200, "%"]
 
@@ -77,8 +77,8 @@ def test_same_numbers_same_bytes(format):
 def test_another_process_draws_the_same(tmp_path):
     script = tmp_path / "draw.py"
     script.write_text(
-        "import sys\nfrom finetune.report.calibration import ScoredPairs, reward_report\n"
-        "from finetune.report.pictures import reward_pictures\n"
+        "import sys\nfrom finetune.reports.calibration import ScoredPairs, reward_report\n"
+        "from finetune.reports.pictures import reward_pictures\n"
         "pairs = ScoredPairs([1.0, 2.0], [0.0, 3.0], [5, 9], [4, 4])\n"
         "sys.stdout.buffer.write(b''.join(reward_pictures(pairs, reward_report(pairs)).values()))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

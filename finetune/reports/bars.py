@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.report.pieces import Html, text
+from finetune.reports.pieces import Html, text
 
 WIDTH, ROW = 420, 22
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from finetune.report.bars import length_bars
-from finetune.report.pieces import Html, code, facts, join, note, number, table, text
-from finetune.report.read import FinishedRun
-from finetune.report.words import capital, figures, kind_in_words, lasted, result
+from finetune.reports.bars import length_bars
+from finetune.reports.pieces import Html, code, facts, join, note, number, table, text
+from finetune.reports.read import FinishedRun
+from finetune.reports.words import capital, figures, kind_in_words, lasted, result
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import DivergedError
-from finetune.report.calibration import (
+from finetune.reports.calibration import (
     OTHERS,
     SLICE_VALUES,
     ScoredPairs,

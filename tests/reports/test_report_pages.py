@@ -10,10 +10,10 @@ from release.made_runs import make_base, make_merged
 
 from finetune.errors import InputError
 from finetune.plan.evaluations import Evaluation, keep_evaluation
-from finetune.report.page import page, recipe_page, run_page
-from finetune.report.pieces import Html
-from finetune.report.read import read_run
-from finetune.report.sections import Section
+from finetune.reports.page import page, recipe_page, run_page
+from finetune.reports.pieces import Html
+from finetune.reports.read import read_run
+from finetune.reports.sections import Section
 
 
 @pytest.fixture(scope="module")

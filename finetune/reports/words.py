@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.report.pieces import number
+from finetune.reports.pieces import number
 
 KINDS = {
     "sft": "supervised fine-tuning",

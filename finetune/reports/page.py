@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from finetune.report import results, sections
-from finetune.report.charts import charts
-from finetune.report.evaluated import evaluations
-from finetune.report.lineage_picture import ancestors, lineage
-from finetune.report.page_style import PAGE_STYLE
-from finetune.report.pieces import STYLE, Html, facts, join, table, text
-from finetune.report.read import FinishedRun
-from finetune.report.sections import Section
-from finetune.report.words import ONLINE, figures, kind_in_words, lasted, result
+from finetune.reports import results, sections
+from finetune.reports.charts import charts
+from finetune.reports.evaluated import evaluations
+from finetune.reports.lineage_picture import ancestors, lineage
+from finetune.reports.page_style import PAGE_STYLE
+from finetune.reports.pieces import STYLE, Html, facts, join, table, text
+from finetune.reports.read import FinishedRun
+from finetune.reports.sections import Section
+from finetune.reports.words import ONLINE, figures, kind_in_words, lasted, result
 
 _EMPTY_ICON = "data:,"
 """Without it a browser asks the server of a page for /favicon.ico."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from finetune.plan.evaluations import Evaluation
 from finetune.recipe.positions import KeyPath, key_path_text
-from finetune.report.read import FinishedRun
-from finetune.report.words import Figure, figures
+from finetune.reports.read import FinishedRun
+from finetune.reports.words import Figure, figures
 
 Difference = tuple[str, Any, Any]
 """(what, in the first, in the second); a value that one of them has not is MISSING."""

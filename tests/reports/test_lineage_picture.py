@@ -3,8 +3,8 @@ import xml.etree.ElementTree as ET
 from finished_runs import chain
 from release.made_runs import make_merged
 
-from finetune.report.lineage_picture import Edge, ancestors, graph, lanes, lineage
-from finetune.report.read import read_run
+from finetune.reports.lineage_picture import Edge, ancestors, graph, lanes, lineage
+from finetune.reports.read import read_run
 
 
 def manifests(folders, *names):

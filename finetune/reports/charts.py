@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.report.curves import curve
-from finetune.report.pieces import Html, join, number, text
-from finetune.report.words import ONLINE
+from finetune.reports.curves import curve
+from finetune.reports.pieces import Html, join, number, text
+from finetune.reports.words import ONLINE
 
 Log = Sequence[Mapping[str, Any]]
 Columns = Mapping[str, Sequence[tuple[float, float]]]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
-from finetune.report.pieces import Html, number, text
+from finetune.reports.pieces import Html, number, text
 
 Points = Sequence[tuple[float, float]]
 Place = Callable[[tuple[float, float]], tuple[float, float]]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from finetune.report import differences, sections
-from finetune.report.charts import over_each_other
-from finetune.report.differences import Difference
-from finetune.report.page import anchor, page
-from finetune.report.pieces import Html, join, number, samples, table, text
-from finetune.report.read import FinishedRun
-from finetune.report.results import ANSWERS, clip, told
-from finetune.report.sections import Section
-from finetune.report.words import Figure, capital, kind_in_short, kind_in_words, result
+from finetune.reports import differences, sections
+from finetune.reports.charts import over_each_other
+from finetune.reports.differences import Difference
+from finetune.reports.page import anchor, page
+from finetune.reports.pieces import Html, join, number, samples, table, text
+from finetune.reports.read import FinishedRun
+from finetune.reports.results import ANSWERS, clip, told
+from finetune.reports.sections import Section
+from finetune.reports.words import Figure, capital, kind_in_short, kind_in_words, result
 
 Pair = tuple[FinishedRun, FinishedRun]
 

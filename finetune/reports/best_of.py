@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.numerics.best_of import BestOf
-from finetune.report.pictures import CHOSEN, Format, note, render
+from finetune.reports.pictures import CHOSEN, Format, note, render
 
 
 def best_of_picture(curve: Sequence[BestOf], *, prompts: int, score: str, format: Format = "svg") -> bytes:
