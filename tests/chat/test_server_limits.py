@@ -213,7 +213,7 @@ def test_stopping_ends_what_is_being_written(chat: ChatModel, tmp_path: Path) ->
     until(lambda: slow.pieces > 5)
     began = time.monotonic()
     running.server.stop()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     text = b""
     while piece := connection.recv(65536):
         text += piece
