@@ -44,7 +44,7 @@ def write_replies(
     for entry in measurement.recall("replies"):
         found[entry["name"]] += [[Reply(**reply) for reply in replies] for replies in entry["replies"]]
     if done := sum(map(len, found.values())):
-        say(f"{done:,} answers are there already, from an earlier attempt: going on from them")
+        say(f"answers to {done:,} prompts are there already, from an earlier attempt: going on from them")
     wanted = {name for name in names if len(found[name]) < len(asked)}
     for group in _together(folders):
         if not wanted & {*group, *([BASE] if group is _together(folders)[0] else [])}:
