@@ -147,10 +147,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs(name: str, tool: ModuleType, runs: Path) -> None:
     notebook = tool.settled(tool.read(ROOT / "notebooks" / name), RUNS=str(runs))
+    failed = None
     try:
         tool.execute(notebook, HF_HUB_OFFLINE="1")
     except CellExecutionError as error:
-        pytest.fail(f"{name}: {tool.told(error)}", pytrace=False)
+        failed = tool.told(error)
+    if failed:
+        pytest.fail(f"{name}: {failed}", pytrace=False)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
     loud = [line for line in errors.splitlines() if line.strip() and not re.search(r": step \d+/\d+ ", line)]
