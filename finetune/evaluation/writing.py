@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from finetune.chat.model import BASE, ROWS_AT_ONCE, Answering, ChatModel, Reply, open_chat
+from finetune.chat.model import BASE, ROWS_AT_ONCE, Answering, ChatModel, PromptTooLongError, Reply, open_chat
 from finetune.engine.progress import MakeProgress, make_progress
 from finetune.errors import InputError
 from finetune.evaluation.measurement import Measurement
-from finetune.evaluation.prompts import Asked
+from finetune.evaluation.prompts import Asked, question
 from finetune.plan.manifest import read_manifest
 
 Say = Callable[[str], None]
@@ -50,6 +50,7 @@ def write_replies(
         if not wanted & {*group, *([BASE] if group is _together(folders)[0] else [])}:
             continue
         chat = open_chat(group, base=base, say=say)
+        _check_room(chat, asked)
         there = [name for name in names if name in group or (name == BASE and BASE in wanted)]
         for name in there:
             _write(chat, name, asked, settings, found[name], measurement, progress)
@@ -57,6 +58,18 @@ def write_replies(
         del chat
         free()
     return dict(found)
+
+
+def _check_room(chat: ChatModel, asked: Sequence[Asked]) -> None:
+    """Whether every prompt leaves room for an answer, before the first is answered. Raises InputError."""
+    for index, each in enumerate(asked):
+        try:
+            chat.prompt(each)
+        except PromptTooLongError as error:
+            raise InputError(
+                f"prompt {index + 1} of {len(asked):,} ('{question(each)[:40]}…') leaves no room for an answer: both "
+                f"together have at most {chat.room:,} tokens here. Leave it out of the file"
+            ) from error
 
 
 def _write(

@@ -248,6 +248,14 @@ def test_a_merged_model_answers_and_has_no_base_beside_it(lab, tmp_path, few, sa
         evaluate(merged, "loss", data=few, say=said.append)
 
 
+def test_a_prompt_without_room_for_an_answer_is_named_before_anything_is_answered(lab, tmp_path, said):
+    rows = [{"prompt": "What is 1?"}, {"prompt": "Why? " * 300}]
+    data = write_jsonl(tmp_path / "long.jsonl", rows)
+    with pytest.raises(InputError, match=r"prompt 2 of 2 \('Why\? .*at most 256 tokens"):
+        evaluate(lab.run("sft"), "answers", data=data, answering=SHORT, say=said.append)
+    assert not any(line.startswith("answers of") for line in said)
+
+
 def test_a_run_that_is_not_whole_is_not_measured(lab, tmp_path, few, said):
     broken = tmp_path / "sft-broken"
     shutil.copytree(lab.run("sft"), broken)
