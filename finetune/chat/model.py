@@ -130,22 +130,17 @@ class ChatModel:
         prompts = [self.prompt(each) for each in asked]
         if not prompts:
             return []
-        written: list[list[Generated]] = [[] for _ in prompts]
-        rooms = [min(settings.max_new_tokens, self.room - len(prompt.ids)) for prompt in prompts]
-        for room in sorted(set(rooms)):  # nearly always one
-            chosen = [index for index, own in enumerate(rooms) if own == room]
-            with self._turns, loop.autocast(self._device, self._compute):
-                self._speak_as(name)
-                found = generate(
-                    self.base,
-                    [prompts[index].ids for index in chosen],
-                    settings.samples,
-                    self._sampling(settings, room),
-                    keys=[prompts[index].key for index in chosen],
-                    rows_at_once=ROWS_AT_ONCE,
-                )
-            for index, answers in zip(chosen, found, strict=True):
-                written[index] = answers
+        with self._turns, loop.autocast(self._device, self._compute):
+            self._speak_as(name)
+            written = generate(
+                self.base,
+                [prompt.ids for prompt in prompts],
+                settings.samples,
+                self._sampling(settings, settings.max_new_tokens),
+                keys=[prompt.key for prompt in prompts],
+                rows_at_once=ROWS_AT_ONCE,
+                limits=[self.room - len(prompt.ids) for prompt in prompts],
+            )
         return [
             [self._reply(prompt, answer) for answer in answers]
             for prompt, answers in zip(prompts, written, strict=True)

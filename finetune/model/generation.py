@@ -66,7 +66,8 @@ class Generated:
 
 @dataclass
 class _Row:
-    """An answer being written. prompt: index into `prompts`. text: index of its distinct prompt."""
+    """An answer being written. prompt: index into `prompts`. text: index of its distinct prompt. random: [n] a number
+    for each token that it may have."""
 
     prompt: int
     sample: int
@@ -85,6 +86,7 @@ def generate(
     *,
     keys: Sequence[int],
     rows_at_once: int = 64,
+    limits: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Generated]]:
     """`samples` answers to each prompt, in the order of `prompts`.
@@ -92,13 +94,13 @@ def generate(
     model: the transformers model with its active adapters in place (`PeftModel.get_base_model()`), installed with
     `ragged.install`; put in eval mode here and left as it was. prompts: token ids, one row each. keys: one number below
     2**64 a prompt, which with the seed and the sample's number fixes its random draws, whatever stands beside it.
-    rows_at_once: answers that are written side by side. progress: (answers done, tokens written) after each step.
+    rows_at_once: answers that are written side by side. limits: most tokens of an answer to each prompt, where that is
+    less than max_new_tokens. progress: (answers done, tokens written) after each step.
     Position limits are not checked. ValueError: an empty prompt, or numbers that make no sense.
     DivergedError: logits that are not finite.
     """
-    _check(prompts, samples, sampling, keys, rows_at_once)
     with torch.no_grad(), _evaluating(model):
-        return _Writer(model, prompts, samples, sampling, keys, rows_at_once).run(progress)
+        return _Writer(model, prompts, samples, sampling, keys, rows_at_once, limits).run(progress)
 
 
 class Stream:
@@ -117,7 +119,6 @@ class Stream:
         key: int = 0,
         samples: int = 1,
     ) -> None:
-        _check([prompt], samples, sampling, [key], samples)
         self._writer = _Writer(model, [prompt], samples, sampling, [key], samples)
         self._written: set[int] = set()
 
@@ -139,17 +140,6 @@ class Stream:
         return {row.sample: row.ids for row in self._writer.rows}
 
 
-def _check(
-    prompts: Sequence[NDArray[np.integer]], samples: int, sampling: Sampling, keys: Sequence[int], rows_at_once: int
-) -> None:
-    if len(keys) != len(prompts):
-        raise ValueError(f"{len(prompts)} prompts need as many keys, not {len(keys)}")
-    if min(samples, rows_at_once, sampling.max_new_tokens, len(sampling.temperatures)) < 1:
-        raise ValueError("samples, rows_at_once, max_new_tokens and the number of temperatures have to be at least 1")
-    if any(len(prompt) == 0 for prompt in prompts):
-        raise ValueError("a prompt without tokens: there is nothing to go on from")
-
-
 class _Writer:
     """One call of `generate`: what waits, what is being written, what is done."""
 
@@ -161,8 +151,17 @@ class _Writer:
         sampling: Sampling,
         keys: Sequence[int],
         rows_at_once: int,
+        limits: Sequence[int] | None = None,
     ) -> None:
+        limits = [sampling.max_new_tokens] * len(prompts) if limits is None else limits
+        if not len(keys) == len(limits) == len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need as many keys and limits, not {len(keys)} and {len(limits)}")
+        if min(samples, rows_at_once, sampling.max_new_tokens, len(sampling.temperatures), *limits) < 1:
+            raise ValueError("samples, rows_at_once, max_new_tokens, temperatures and limits have to be at least 1")
+        if any(len(prompt) == 0 for prompt in prompts):
+            raise ValueError("a prompt without tokens: there is nothing to go on from")
         self.model, self.sampling, self.keys, self.rows_at_once = model, sampling, keys, rows_at_once
+        self.limits = limits
         self.device = model.device
         self.decoding = Decoding(self.device)
         by_ids: dict[bytes, list[int]] = {}
@@ -203,7 +202,8 @@ class _Writer:
         while self.waiting and len(self.rows) + len(new) < self.rows_at_once:
             prompt, sample, text = self.waiting.pop()
             temperature = self.sampling.temperatures[sample % len(self.sampling.temperatures)]
-            random = uniforms(self.sampling.seed, self.keys[prompt], sample, self.sampling.max_new_tokens)
+            most = min(self.sampling.max_new_tokens, self.limits[prompt])
+            random = uniforms(self.sampling.seed, self.keys[prompt], sample, most)
             new.append(_Row(prompt, sample, text, temperature, random))
         unknown = sorted({row.text for row in new} - self.slots.keys())
         while unknown:
@@ -252,7 +252,7 @@ class _Writer:
                 )
             row.ids.append(int(token))
             row.logps.append(logp)
-            if row.ids[-1] in self.sampling.stop_ids or len(row.ids) == self.sampling.max_new_tokens:
+            if row.ids[-1] in self.sampling.stop_ids or len(row.ids) == len(row.random):
                 ended.append(index)
         self.tokens += len(rows)
         if ended:

@@ -417,6 +417,17 @@ def test_a_stream_refuses_what_makes_no_sense():
         Stream(model, np.array([9]), SAMPLED, samples=0)
 
 
+def test_a_prompt_may_have_a_limit_of_its_own():
+    """As if it were asked alone with that many tokens; the others do not notice."""
+    model, prompts = tiny(2), some_prompts()
+    keys, limits = list(range(len(prompts))), [3, 20, 1, 7, 99, 5, 20, 2, 4]
+    whole = generate(model, prompts, 2, SAMPLED, keys=keys)
+    cut = generate(model, prompts, 2, SAMPLED, keys=keys, limits=limits)
+    most = [min(limit, SAMPLED.max_new_tokens) for limit in limits]
+    assert ids_of(cut) == [[ids[:n] for ids in answers] for answers, n in zip(ids_of(whole), most, strict=True)]
+    assert any(not answer.finished and len(answer.ids) == n for a, n in zip(cut, most, strict=True) for answer in a)
+
+
 def test_no_prompts_no_answers():
     assert generate(tiny(2), [], 3, SAMPLED, keys=[]) == []
 
