@@ -48,7 +48,7 @@ class Door:
         if self.token is None and _name(host) not in _LOOPBACK_NAMES | {self.host}:
             raise RequestError(403, "this server answers to localhost and 127.0.0.1 only", code="wrong_host")
         origin = headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             raise RequestError(403, "pages of other addresses may not ask this server", code="wrong_origin")
 
     def check_token(self, headers: Message) -> None:
@@ -61,6 +61,14 @@ class Door:
             raise RequestError(
                 401, f"{why}: send `Authorization: Bearer TOKEN` with the one of this server", code="invalid_api_key"
             )
+
+
+def _place(origin: str) -> str:
+    """The name and port of an Origin header; nothing where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _name(host: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import socket
 import time
@@ -25,6 +26,8 @@ from finetune.errors import FinetuneError, InputError
 
 LONGEST_BODY = 2 * 2**20
 """Bytes of a request: about 500,000 tokens of text."""
+MOST_DIGITS = 20
+"""Of a body's length; Python refuses to make a number of thousands of them."""
 TIME_LIMIT = 30.0
 """Seconds that a client may take to send something, or to take something in."""
 _PAGE = {
@@ -185,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             raise RequestError(411, "send the body with its Content-Length")
+        if len(length) > MOST_DIGITS:
+            raise RequestError(413, f"the body has more than the {LONGEST_BODY:,} bytes that are taken at most")
         if int(length) > LONGEST_BODY:
             raise RequestError(413, f"the body has {int(length):,} bytes, {LONGEST_BODY:,} at most")
         content, end = b"", time.monotonic() + TIME_LIMIT
@@ -194,7 +199,9 @@ class Handler(BaseHTTPRequestHandler):
                 raise RequestError(408, "the body did not come in time")
             content += piece
         try:
-            return json.loads(content, parse_constant=_no_number)
+            found = json.loads(content, parse_constant=_no_number, parse_float=_finite)
+            _check_text(found)
+            return found
         except (ValueError, RecursionError) as error:
             why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise RequestError(400, f"the body is not valid JSON: {why}") from error
@@ -256,6 +263,22 @@ class Handler(BaseHTTPRequestHandler):
 
 def _no_number(word: str) -> float:
     raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    """1e999 would be kept as Infinity, which is no JSON."""
+    if not math.isfinite(found := float(word)):
+        _no_number(word)
+    return found
+
+
+def _check_text(content: object) -> None:
+    """Half of a surrogate pair can neither be kept in a file nor be named in an answer. Raises ValueError."""
+    text = json.dumps(content, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds half of a pair (U+{ord(text[error.start]):04X}), which is no character") from error
 
 
 def _nothing_at(path: str) -> RequestError:

@@ -6,7 +6,6 @@ Source: OpenAI's API reference, chat/completions and completions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -210,10 +209,10 @@ def _number(fields: Mapping[str, Any], name: str, default: float, least: float, 
     value = fields.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _bad(f"{name} should be a number", name)
-    if not least <= value <= most:
-        raise _bad(f"{name} should be from {least:g} to {most:g}, is {value:g}", name)
+    if not least <= value <= most:  # of any size: an integer may have no float
+        raise _bad(f"{name} should be from {least:g} to {most:g}, is {value!s:.20}", name)
     return float(value)
 
 

@@ -33,18 +33,9 @@ def keep(body: object, pairs: Path, names: Sequence[str], system: str | None) ->
     given = []
     for each in answers:
         model, text = each.get("model"), each.get("text")
-        if model not in names or not isinstance(text, str) or not _is_text(text):
+        if model not in names or not isinstance(text, str):
             raise RequestError(400, "answers should be two objects with model and text", param="answers")
         given.append(Given(model, text))
     more = {name: body[name] for name, kind in _MORE.items() if isinstance(body.get(name), kind)}
     path = keep_preference(pairs, messages, given[0], given[1], body["verdict"], more)
     return {"file": str(path), "kept": count_preferences(pairs)}
-
-
-def _is_text(text: str) -> bool:
-    """Whether it can be written: half of a surrogate pair cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -140,6 +140,8 @@ def test_stop_texts(size: int, stops: list[str], text: str, told: str) -> None:
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 400, "half of a pair", None),
         ({"messages": [{"role": "user", "content": "What is it? " * 100}]}, 400, "leaves no room", "messages"),
         ({"temperature": 2.5}, 400, "from 0 to 2", "temperature"),
+        ({"temperature": 10**400}, 400, "from 0 to 2", "temperature"),
+        ({"model": "\ud800"}, 400, "half of a pair", None),
         ({"temperature": True}, 400, "should be a number", "temperature"),
         ({"top_p": "0.5"}, 400, "should be a number", "top_p"),
         ({"n": 0}, 400, "from 1 to 8", "n"),

@@ -24,10 +24,13 @@ from finetune.errors import InputError
         ({}, b'{"model": ', 400, "not valid JSON"),
         ({}, b"[]", 400, "a JSON object"),
         ({}, b'{"temperature": NaN}', 400, "NaN is no JSON"),
+        ({}, b'{"temperature": 1e999}', 400, "1e999 is no JSON"),
+        ({}, b'{"\\ud800": 1}', 400, "half of a pair"),
         ({}, b"\xff\xfe", 400, "not valid JSON"),
         ({}, b"[" * 100_000, 400, "nested too deeply"),
         ({"Content-Type": "text/plain"}, b"{}", 415, "Content-Type: application/json"),
         ({"Content-Length": "99999999999"}, b"{}", 413, "at most"),
+        ({"Content-Length": "9" * 5000}, b"{}", 413, "at most"),
         ({"Content-Length": "-1"}, b"{}", 411, "Content-Length"),
         ({"Transfer-Encoding": "chunked"}, b"2\r\n{}\r\n0\r\n\r\n", 411, "Content-Length"),
     ],
@@ -64,6 +67,7 @@ def test_other_pages_and_names_do_not_get_in(running: Running) -> None:
         ({"Host": "[::"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[x"}, 403),
         ({"Origin": f"http://localhost:{running.port}"}, 403),  # another page of this machine than the one asked
         ({"Host": f"localhost:{running.port}"}, 200),
         ({"Host": "LOCALHOST:9000"}, 200),  # a forwarded port
