@@ -48,4 +48,4 @@ bench: $(STAMP)
 	$(BIN)/python tests/bench/sft_speed.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
