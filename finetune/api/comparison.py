@@ -61,7 +61,10 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        shown = [{key: row[key] for key in ("prompt", "messages", *self.names) if row.get(key)} for row in self.rows]
+        shown = [
+            {key: row[key] for key in ("prompt", "messages", *self.names) if row.get(key) is not None}
+            for row in self.rows
+        ]
         return boxed(heading(" and ".join(self.names), self._summary()), samples(shown, limit=50))
 
     def _summary(self) -> str:
@@ -106,4 +109,6 @@ def _place(run: RunLike) -> tuple[object, ...]:
     if not (run.folder / "adapter_config.json").is_file():
         return (run.folder,)
     family: Mapping[str, Any] = run.manifest["family"]
-    return run.manifest["base"]["digest"], family["template"], run.manifest["recipe"]["model"]["load_in"]
+    model: Mapping[str, Any] = run.manifest["recipe"]["model"]
+    # A chat has one system prompt, and a run that was trained with another one would be asked with it.
+    return run.manifest["base"]["digest"], family["template"], model["load_in"], model["system"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,23 @@ def test_compare_with_the_base(chain: Chain) -> None:
     found = ft.compare(chain.results["sft"], "base", [[{"role": "user", "content": ASKED}]], **SHORT)
     assert found.names == ("sft", "base") and found.rows[0]["messages"][0]["content"] == ASKED
     assert found.rows[0]["sft"] != found.rows[0]["base"] and "What is 3?" in repr(found)
+
+
+def test_each_run_is_asked_with_its_own_system_prompt(chain: Chain, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(chain.folder("dpo"), other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["recipe"]["model"]["system"] = "Answer in French, and at length, whatever you are asked."
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    asked = ["What is 3?", "What is 4?"]
+    found = ft.compare(chain.results["sft"], other, asked, **SHORT)
+    alone = ft.load(other).answer(asked, **SHORT)
+    assert [row[found.names[1]] for row in found.rows] == [str(answer) for answer in alone]
+
+
+def test_an_empty_answer_is_shown_as_one() -> None:
+    shown = ft.Comparison(("sft", "dpo"), [{"prompt": "Say nothing.", "sft": "", "dpo": "No."}])._repr_html_()
+    assert ">sft<" in shown and "(nothing)" in shown
 
 
 def test_reward_models_score(chain: Chain) -> None:
