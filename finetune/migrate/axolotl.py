@@ -111,6 +111,8 @@ def _init(draft: Draft, theirs: Section) -> None:
 
 
 def _track(draft: Draft, theirs: Section) -> None:
+    if theirs.flag("use_tensorboard"):
+        draft.carry(theirs, "use_tensorboard", ("track", "tensorboard"), True)
     if theirs.text("wandb_mode") == "disabled" or not (project := theirs.text("wandb_project")):
         return
     draft.carry(theirs, "wandb_project", ("track", "wandb", "project"), project)

@@ -11,9 +11,9 @@ from finetune.recipe.positions import KeyPath
 
 _PACKING = "rows are laid end to end and no padding is computed (train.layout: ragged), one row not seeing another"
 _SPEED = "a kernel for speed; what there is here is chosen by itself, nothing to set"
-_ONE = "one process on one device here so far; for many devices engine: trl and accelerate are a way (docs/trl.md)"
+_ONE = "one process on one device here so far: several are refused"
 _PUBLISH = "training publishes nothing: `finetune publish` does, with card and licence, private by default"
-_TRACK = "no such tracker here: track.wandb, and metrics.jsonl in every run folder"
+_TRACK = "no such tracker here: track.wandb, track.tensorboard, and metrics.jsonl in every run folder"
 _FOLDERS = "runs go to the folder of --runs, named by the recipe and a fingerprint of its inputs"
 _METHOD = "this method is not here: without it training differs"
 _MEMORY = "nothing to set; `finetune plan` estimates the memory beforehand"

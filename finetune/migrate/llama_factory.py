@@ -7,6 +7,7 @@ from finetune.migrate.account import Fate, Section
 from finetune.migrate.dataset_info import add_datasets
 from finetune.migrate.draft import Draft
 from finetune.migrate.llama_factory_ppo import fill_ppo
+from finetune.migrate.track import by_report_to
 
 _NAMES = loop.Names()
 _DEFAULTS = loop.Defaults(micro=8, epochs=3.0, schedule="linear", warmup=0.0, learning_rate=5e-5, checkpointing=True)
@@ -36,7 +37,7 @@ def fill(draft: Draft, theirs: Section) -> None:
     else:
         draft.carry(theirs, "cutoff_len", ("model", "max_length"), length)
     model.precision(draft, theirs)
-    _track(draft, theirs)
+    by_report_to(draft, theirs)
     held_out = _data(draft, theirs, stage)
     if stage in ("dpo", "kto"):
         _preference(draft, theirs, stage)
@@ -136,16 +137,6 @@ def _template(draft: Draft, theirs: Section, stage: str) -> None:
         theirs.tell("template", Fate.LEFT_OUT, "stage: pt trains raw text, which has no template")
         return
     model.template(draft, theirs, "template", "no template is named: the base's own")
-
-
-def _track(draft: Draft, theirs: Section) -> None:
-    """wandb by report_to; the project stands in the environment there."""
-    if "wandb" in theirs.words("report_to") or "all" in theirs.words("report_to"):
-        project = theirs.text("project")
-        path = ("track", "wandb", "project")
-        draft.put(path, project or "huggingface", "default of transformers; WANDB_PROJECT may have said otherwise")
-        draft.also(theirs, "report_to", path)
-        draft.also(theirs, "project", path)
 
 
 def _data(draft: Draft, theirs: Section, stage: str) -> bool:

@@ -182,9 +182,11 @@ def _track(draft: Draft, theirs: Section) -> None:
         if entity := logger.text("entity"):
             draft.carry(logger, "entity", ("track", "wandb", "entity"), entity)
         logger.tell("_component_", Fate.CARRIED, "→ track.wandb")
+    elif component(logger).endswith("TensorBoardLogger"):
+        draft.carry(logger, "_component_", ("track", "tensorboard"), True)
     else:
         logger.tell(
             "_component_",
             Fate.LEFT_OUT,
-            "metrics are written to metrics.jsonl in any case; track.wandb is the other way",
+            "metrics are written to metrics.jsonl in any case; track has wandb and tensorboard",
         )

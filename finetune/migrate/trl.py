@@ -7,6 +7,7 @@ import re
 from finetune.migrate import loop, model, rows
 from finetune.migrate.account import Fate, Section
 from finetune.migrate.draft import Draft
+from finetune.migrate.track import by_report_to
 from finetune.migrate.trl_data import add_data
 from finetune.migrate.trl_losses import kto, preference, reward
 
@@ -46,7 +47,7 @@ def fill(draft: Draft, theirs: Section, kind: str | None) -> None:
     draft.put(("model", "template"), "auto", "the base's own, as TRL takes the tokenizer's")
     _length(draft, theirs, kind)
     model.precision(draft, theirs)
-    _track(draft, theirs)
+    by_report_to(draft, theirs)
     held_out = add_data(draft, theirs, kind)
     if kind != "reward":  # its rows over max_length are left out there as here
         rows.too_long(draft, "max_length")
@@ -131,15 +132,6 @@ def _length(draft: Draft, theirs: Section, kind: str) -> None:
         theirs.tell(key, Fate.CHANGED, "→ model.max_length 4096: there is always a limit here")
     else:
         draft.default(path, 1024, "max_length")
-
-
-def _track(draft: Draft, theirs: Section) -> None:
-    if {"wandb", "all"} & set(theirs.words("report_to")):
-        path = ("track", "wandb", "project")
-        project = theirs.text("project")
-        draft.put(path, project or "huggingface", "default of transformers; WANDB_PROJECT may have said otherwise")
-        draft.also(theirs, "report_to", path)
-        draft.also(theirs, "project", path)
 
 
 def _sft(draft: Draft, theirs: Section) -> None:

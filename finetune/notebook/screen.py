@@ -70,7 +70,7 @@ class NotebookScreen:
     def html(self) -> str:
         """The cell as it stands now."""
         cells = [
-            (row.stage.name, row.stage.kind, row.state, *self._steps(row), self._time(row))
+            (row.stage.name, row.stage.kind, row.state, *map(_unbroken, self._steps(row)), self._time(row))
             for row in self.walk.stages.values()
         ]
         headings = ("stage", "kind", "state", "steps", "figures", "time")
@@ -126,6 +126,11 @@ class _Steps:
 
     def close(self) -> None:
         pass
+
+
+def _unbroken(figures: str) -> str:
+    """A line may end between figures, which stand two spaces apart, not inside one."""
+    return "  ".join(figure.replace(" ", "\N{NO-BREAK SPACE}") for figure in figures.split("  "))
 
 
 def _cell() -> Callable[[str, str], None]:

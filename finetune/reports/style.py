@@ -38,7 +38,7 @@ STYLE = f"""\
 .ft table.ft-table .ft-number{{text-align:right;white-space:nowrap;overflow-wrap:normal}}
 .ft dl.ft-facts{{display:grid;grid-template-columns:minmax(7rem,max-content) minmax(0,1fr);gap:.25rem 1.25rem;
   margin:.75rem 0}}
-.ft dl.ft-facts dt{{color:var(--ft-quiet);font-weight:400;margin:0}}
+.ft dl.ft-facts dt{{color:var(--ft-quiet);font-weight:400;margin:0;width:auto;float:none}}
 .ft dl.ft-facts dd{{margin:0;font-variant-numeric:tabular-nums}}
 .ft figure.ft-code{{margin:.75rem 0;border:1px solid var(--ft-line);border-radius:6px;overflow:hidden}}
 .ft figure.ft-code figcaption{{padding:.4rem .75rem;color:var(--ft-quiet);background:var(--ft-panel);font-size:.9em}}

@@ -164,13 +164,13 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path, extra: dict[str, Any], 
 
 def test_other_words(tmp_path: Path) -> None:
     extra = {"train_on_prompt": True, "mask_history": False, "packing": True, "disable_gradient_checkpointing": True,
-             "flash_attn": "fa2", "enable_liger_kernel": True, "report_to": ["wandb"], "neftune_noise_alpha": 5,
+             "flash_attn": "fa2", "enable_liger_kernel": True, "report_to": ["wandb", "tensorboard"], "neftune_noise_alpha": 5,
              "additional_target": "embed_tokens,lm_head", "use_dora": True,
              "hf_hub_token": "hf_abcdefghijklmnop"}  # fmt: skip
     found = imported(tmp_path, {**LLAMA_FACTORY, **extra})
     assert found.stage.loss_on == "all"
     assert found.stage.train.gradient_checkpointing is False
     assert found.recipe.adapter.modules_to_save == ["embed_tokens", "lm_head"] and found.recipe.adapter.dora
-    assert found.recipe.track.wandb is not None
+    assert found.recipe.track.wandb is not None and found.recipe.track.tensorboard
     assert found.fate("flash_attn") is Fate.LEFT_OUT and found.fate("neftune_noise_alpha") is Fate.DECIDE
     assert "hf_abc" not in found.text
