@@ -47,7 +47,7 @@ def test_a_walk_as_it_goes(write_recipe: Callable[..., Path], tmp_path: Path) ->
         steps.update({"step": step, "loss": 5.0 - step, "tokens_per_second": 100.0})
     assert len(cell.pages) == 3, "every other step"
     html, words = cell.pages[-1]
-    assert "4/10" in html and "loss 1.0000" in html and "about 0:04 left" in html
+    assert "4/10" in html and "loss\N{NO-BREAK SPACE}1.0000" in html and "about 0:04 left" in html
     assert words.startswith("tiny: 0:03 gone, at least 0:04 left"), "of the second stage nothing is known"
     steps.note("half of it is done")
     cell.now += SECONDS

@@ -164,8 +164,8 @@ def test_what_cannot_be_imported_is_told(tmp_path: Path, extra: dict[str, Any], 
 
 def test_other_words(tmp_path: Path) -> None:
     extra = {"train_on_prompt": True, "mask_history": False, "packing": True, "disable_gradient_checkpointing": True,
-             "flash_attn": "fa2", "enable_liger_kernel": True, "report_to": ["wandb", "tensorboard"], "neftune_noise_alpha": 5,
-             "additional_target": "embed_tokens,lm_head", "use_dora": True,
+             "flash_attn": "fa2", "enable_liger_kernel": True, "report_to": ["wandb", "tensorboard"],
+             "neftune_noise_alpha": 5, "additional_target": "embed_tokens,lm_head", "use_dora": True,
              "hf_hub_token": "hf_abcdefghijklmnop"}  # fmt: skip
     found = imported(tmp_path, {**LLAMA_FACTORY, **extra})
     assert found.stage.loss_on == "all"
