@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import TextIO
 
 from rich.console import Console
@@ -25,7 +26,7 @@ ReadLine = Callable[[str], str]
 def at_a_terminal(model: ChatModel, talk: Talk, console: Console) -> None:
     """Ask and answer until Ctrl-D or /quit."""
     with suppress(ImportError):  # lines can be edited and called back; Windows and some builds have no readline
-        import readline  # noqa: F401
+        import_module("readline")
     screen = Screen(console, plain=False)
     while True:
         try:

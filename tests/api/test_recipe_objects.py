@@ -24,7 +24,7 @@ def test_a_change_makes_another_recipe(recipe: ft.Recipe) -> None:
     assert changed.set("seed=4").to_dict()["stages"]["sft"]["train"]["max_steps"] == 7
     assert changed != recipe and changed.set("seed=17", "stages.sft.train.max_steps=2") == recipe
     with pytest.raises(AttributeError):
-        recipe.loaded = changed.loaded  # type: ignore[misc]
+        recipe.loaded = changed.loaded
     recipe.to_dict()["stages"].clear()
     assert recipe.to_dict()["stages"], "what to_dict gives is a copy"
 

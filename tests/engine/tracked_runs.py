@@ -11,17 +11,15 @@ import signal
 import socket
 import sys
 import time
+from importlib import import_module
 
-import accelerate  # noqa: F401  # imported so that children need not
-
-import finetune.stages.average
-import finetune.stages.dpo
-import finetune.stages.ppo
-import finetune.stages.reject
-import finetune.stages.reward
-import finetune.stages.sft  # noqa: F401
 from finetune.cli.main import main
 from finetune.engine.tracking import MetricsFile
+
+KINDS = ("average", "dpo", "ppo", "reject", "reward", "sft")
+# Imported here, so that children need not.
+for name in ("accelerate", "bitsandbytes", *(f"finetune.stages.{kind}" for kind in KINDS)):
+    import_module(name)
 
 
 def only_this_machine(connect):
