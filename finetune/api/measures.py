@@ -11,7 +11,7 @@ from finetune.api.measured import Measured
 from finetune.api.recipe import PathLike, Recipe
 from finetune.api.runs import RunLike, as_run
 from finetune.errors import InputError
-from finetune.notebook.place import calm
+from finetune.notebook.place import calm, progress_as_output
 from finetune.plan.plan import make_plan
 from finetune.recipe.data_settings import DataFormat
 
@@ -62,24 +62,25 @@ def evaluate(
 
     changes = {"temperature": temperature, "max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
-    found = tasks.evaluate(
-        Path(run),
-        task,
-        data=_path(data),
-        against=None if against is None else "base" if against == BASE else Path(against),
-        judge=_judge(judge, judge_model),
-        base=base,
-        limit=limit,
-        answering=tasks.usual_answering(task, **given) if given or task in _ASK else None,
-        data_format=data_format,
-        slices=slices,
-        tie=tie,
-        shots=shots,
-        examples=_path(examples),
-        lm_tasks=lm_tasks,
-        lm_path=_path(lm_path),
-        say=print,
-    )
+    with progress_as_output():
+        found = tasks.evaluate(
+            Path(run),
+            task,
+            data=_path(data),
+            against=None if against is None else "base" if against == BASE else Path(against),
+            judge=_judge(judge, judge_model),
+            base=base,
+            limit=limit,
+            answering=tasks.usual_answering(task, **given) if given or task in _ASK else None,
+            data_format=data_format,
+            slices=slices,
+            tie=tie,
+            shots=shots,
+            examples=_path(examples),
+            lm_tasks=lm_tasks,
+            lm_path=_path(lm_path),
+            say=print,
+        )
     return Measured.of(found)
 
 
@@ -133,16 +134,20 @@ def report(
             raise InputError(f"no stage of recipe {run.name} is finished: ft.run(recipe) first")
         unfinished = {stage.name: stage.kind for stage in stages if stage.state != "done"}
         place = place or check_place(done[0].with_name("report.html"))
-        page = recipe_page(run.name, [with_answers(folder, asking) for folder in done], unfinished)
+        with progress_as_output():
+            finished = [with_answers(folder, asking) for folder in done]
+        page = recipe_page(run.name, finished, unfinished)
     else:
         folder = as_run(run).folder
         if against is None:
             place = place or check_place(folder.with_name(f"report-{folder.name}.html"))
-            page = run_page(with_answers(folder, asking))
+            with progress_as_output():
+                page = run_page(with_answers(folder, asking))
         else:
             other = as_run(against).folder
             place = place or check_place(folder.with_name(f"report-{folder.name}-against-{other.name}.html"))
-            both = both_with_answers(folder, other, asking)
+            with progress_as_output():
+                both = both_with_answers(folder, other, asking)
             page = comparison_page([both], run_names(*both), {})
     write_page(place, page)
     return place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 
 from finetune.quiet import calm_libraries, quiet_libraries
 
@@ -22,3 +23,8 @@ def calm() -> None:
     if in_notebook():
         # tqdm, which transformers brings: it would rather have ipywidgets, for bars that nobody is shown here
         warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+def progress_as_output() -> AbstractContextManager[object]:
+    """A notebook shows stderr in red, as if something were wrong: within, progress lines are ordinary output there."""
+    return redirect_stderr(sys.stdout) if in_notebook() else nullcontext()
