@@ -146,6 +146,8 @@ def read_problems(path: Path) -> list[Problem]:
 
 def _solved(shots: int, examples: Path | None) -> list[Problem]:
     if shots == 0:
+        if examples is not None:
+            raise InputError("--examples are solved problems to show: --shots says how many of them")
         return []
     if examples is None:
         raise InputError("--shots needs --examples: a file of solved problems, the train split")

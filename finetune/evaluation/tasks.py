@@ -87,6 +87,8 @@ def evaluate(
         "examples": examples, "lm_tasks": lm_tasks, "lm_path": lm_path, "lm_chat": lm_chat,
     }  # fmt: skip
     _check_options(task, {name for name, value in options.items() if value})
+    if data is None and data_format != "auto":
+        raise InputError("--format says how --data is written, and none is given")
     if answering is not None and answering.samples != 1 and task != "reward":
         raise InputError(f"--samples belongs to task reward; {task} looks at one answer to each prompt")
     common: dict[str, Any] = {"base": base, "limit": limit, "say": say}

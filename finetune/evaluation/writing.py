@@ -46,15 +46,14 @@ def write_replies(
     if done := sum(map(len, found.values())):
         say(f"answers to {done:,} prompts are there already, from an earlier attempt: going on from them")
     wanted = {name for name in names if len(found[name]) < len(asked)}
-    for group in _together(folders):
-        if not wanted & {*group, *([BASE] if group is _together(folders)[0] else [])}:
+    for number, group in enumerate(_together(folders)):
+        there = [name for name in names if name in wanted and (name in group or (name == BASE and number == 0))]
+        if not there:
             continue
         chat = open_chat(group, base=base, say=say)
         _check_room(chat, asked)
-        there = [name for name in names if name in group or (name == BASE and BASE in wanted)]
         for name in there:
             _write(chat, name, asked, settings, found[name], measurement, progress)
-        wanted -= set(there)
         del chat
         free()
     return dict(found)

@@ -14,6 +14,7 @@ from finetune.errors import InputError
 from finetune.evaluation import judge as judging
 from finetune.evaluation import writing
 from finetune.evaluation.judge import RemoteJudge
+from finetune.evaluation.measurement import Measurement
 from finetune.evaluation.tasks import evaluate, usual_answering
 from finetune.plan.evaluations import FOLDER, read_evaluations
 
@@ -94,6 +95,24 @@ def test_reward_of_a_run_and_of_its_base(lab, few, said):
     again = evaluate(judge, "score", data=file, say=said.append)
     wanted = [score for row in found.rows for text, score in zip(row["dpo"], row["scores"]["dpo"], strict=True) if text]
     assert [row["score"] for row in again.rows] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_kill_between_the_run_and_its_base_loses_no_answer(lab, few, said, monkeypatch):
+    given = {"judge": lab.run("reward"), "against": "base", "data": few, "answering": SHORT, "say": said.append}
+    whole = evaluate(lab.run("dpo"), "reward", **given)
+    note = Measurement.note
+
+    def killed(self, kind, entry):
+        if entry["name"] == "base":
+            raise KeyboardInterrupt
+        note(self, kind, entry)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Measurement, "note", killed)
+        evaluate(lab.run("dpo"), "reward", **given)
+    again = evaluate(lab.run("dpo"), "reward", **given)
+    assert any("answers to 10 prompts are there already" in line for line in said)
+    assert again.results == whole.results and again.rows == whole.rows
 
 
 def test_win_rate_by_a_reward_model(lab, few, said):
@@ -210,8 +229,9 @@ def test_ifeval_and_gsm8k_end_to_end(lab, tmp_path, said):
         evaluate(run, "gsm8k", data=data, examples=train, shots=2, say=said.append)
 
 
-def test_what_does_not_go_together_is_refused(lab, few, said):
+def test_what_does_not_go_together_is_refused(lab, tmp_path, few, said):
     run, judge = lab.run("sft"), lab.run("reward")
+    problems = write_jsonl(tmp_path / "problems.jsonl", [{"question": "1 + 1?", "answer": "#### 2"}])
 
     def refused(told, target, task, **options):
         with pytest.raises(InputError, match=told):
@@ -222,6 +242,8 @@ def test_what_does_not_go_together_is_refused(lab, few, said):
     refused("task win_rate needs --against", run, "win_rate", judge=judge)
     refused("--judge belongs to task reward, win_rate; ifeval", run, "ifeval", data=few, judge=judge)
     refused("--shots belongs to task gsm8k, lm_eval", run, "loss", data=few, shots=1)
+    refused("--format says how --data is written", run, "reward", judge=judge, data_format="prompt")
+    refused("--examples are solved problems", run, "gsm8k", data=problems, examples=problems)
     refused("--samples belongs to task reward", run, "ifeval", data=few, answering=Answering(samples=2))
     refused("--task score", judge, "loss", data=few)
     refused("--task loss", run, "score", data=few)
