@@ -93,7 +93,10 @@ def open_remote(judge: RemoteJudge, *, environment: Mapping[str, str] = os.envir
     headers = {"Content-Type": "application/json"}
     if name:
         headers["Authorization"] = f"Bearer {environment[name]}"
-    opener = urllib.request.build_opener(_NoRedirect())
+    handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
+    if at_home:  # a proxy that the environment names is another machine, and would read prompts and key
+        handlers.append(urllib.request.ProxyHandler({}))
+    opener = urllib.request.build_opener(*handlers)
     body: dict[str, Any] = {"model": judge.model, "temperature": 0}
 
     def ask(conversation: str, first: str, second: str) -> str:

@@ -101,6 +101,16 @@ def test_a_model_that_takes_no_temperature_is_asked_without(tmp_path):
     assert any("temperature" not in content for content in judge.asked)
 
 
+def test_a_judge_on_this_machine_is_not_asked_through_a_proxy(tmp_path, monkeypatch):
+    """The key would go to the proxy unencrypted."""
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with fake_judge(longer) as proxy, fake_judge(longer) as judge:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+        measured(tmp_path, judge, environment={"FINETUNE_JUDGE_KEY": "a-key"})
+    assert proxy.requests == 0 and judge.requests == 2 * 5
+
+
 def test_prompts_do_not_follow_a_redirection(tmp_path):
     with fake_judge(longer, fail=lambda number: 302) as judge, pytest.raises(InputError, match=r"refuses \(302\)"):
         measured(tmp_path, judge, environment={"OPENAI_API_KEY": "secret"})
