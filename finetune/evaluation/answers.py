@@ -10,10 +10,11 @@ from typing import Any
 from finetune.chat.model import BASE, Answering
 from finetune.data.convert_prompts import message_fields
 from finetune.evaluation.measurement import Measurement, opened_writer
-from finetune.evaluation.prompts import context, own_prompts, question, read_prompts
+from finetune.evaluation.prompts import Asked, context, own_prompts, question, read_prompts
 from finetune.evaluation.writing import write_replies
 from finetune.plan.evaluations import Evaluation
 from finetune.plan.manifest import read_manifest
+from finetune.shapes import Dialog
 
 Say = Callable[[str], None]
 
@@ -31,7 +32,7 @@ def write_answers(
 
     prompts: a file; None = the rows that the run's own stage held out (else those it trained on, which is said). limit:
     how many, spread over the file. answering: greedy where None. Rows: prompt (what is asked last), messages (the whole
-    conversation where it is longer), and by each name the answer. Raises InputError.
+    conversation where it is longer), tools where it has some, and by each name the answer. Raises InputError.
     """
     manifest = opened_writer(run)
     asked = read_prompts(prompts, say=say) if prompts else own_prompts(run, manifest, base, say)
@@ -46,11 +47,18 @@ def write_answers(
     found = write_replies(folders, names, asked.asked, settings, measurement, base=base, say=say)
     rows: list[dict[str, Any]] = []
     for index, prompt in enumerate(asked.asked):
-        turns = context(prompt)
-        row = {"prompt": question(prompt), "messages": message_fields(turns) if turns else None}
-        rows.append({**row, **{name: found[name][index][0].text for name in names}})
+        rows.append({**asked_row(prompt), **{name: found[name][index][0].text for name in names}})
     lengths = {name: sum(replies[0].tokens for replies in found[name]) / len(asked) for name in names}
     return measurement.keep({"names": names, "mean_tokens": lengths}, rows)
+
+
+def asked_row(prompt: Asked) -> dict[str, Any]:
+    """What was asked, as rows of task `answers` have it."""
+    turns = context(prompt)
+    row: dict[str, Any] = {"prompt": question(prompt), "messages": message_fields(turns) if turns else None}
+    if isinstance(prompt, Dialog) and prompt.tools:
+        row["tools"] = [dict(tool) for tool in prompt.tools]
+    return row
 
 
 def started_from(run: Path, manifest: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:

@@ -28,6 +28,7 @@ from finetune.data.sources import READ_EXAMPLES, READ_JUDGED, READ_PROMPTS, READ
 from finetune.data.tokenizer import Tokenizer
 from finetune.errors import DataError, InputError
 from finetune.families.detect import resolve
+from finetune.families.tools_as_text import with_context
 from finetune.plan.base_files import BaseFiles, read_json
 from finetune.plan.digest import source_digest
 from finetune.plan.run_base import find_base
@@ -233,8 +234,8 @@ def _nothing(line: str) -> None:
 
 
 def question(asked: Asked) -> str:
-    """The last thing that is asked, for people."""
-    return asked.prompt if isinstance(asked, Completion) else asked.messages[-1].content
+    """The last thing that is asked, for people; Alpaca's separate input behind it."""
+    return asked.prompt if isinstance(asked, Completion) else with_context(asked.messages[-1])
 
 
 def context(asked: Asked) -> Sequence[Message] | None:

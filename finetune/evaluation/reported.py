@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from finetune.errors import InputError
 from finetune.plan.base_files import read_json
@@ -67,12 +68,18 @@ def both_with_answers(first: Path, second: Path, asking: Asking | None) -> tuple
     if asking is None or not (one.answered and other.answered) or answers_of_both(one, other, ("one", "other")):
         return one, other
     rows = next(evaluation.rows for evaluation in reversed(one.evaluations) if evaluation.task == "answers")
-    asked = [{"messages": row["messages"]} if row.get("messages") else {"prompt": row["prompt"]} for row in rows]
+    asked = [asked_again(row) for row in rows]
     with TemporaryDirectory() as folder:
         prompts = Path(folder) / f"prompts of {one.stage}.jsonl"
         prompts.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
         asking.say(f"{one.name} and {other.name}: asking both the same")
         return asking.ask(first, prompts), asking.ask(second, prompts)
+
+
+def asked_again(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of an `answers` evaluation asked, as a row of a file of prompts."""
+    asked = {"messages": row["messages"]} if row.get("messages") else {"prompt": row["prompt"]}
+    return {**asked, **({"tools": row["tools"]} if row.get("tools") else {})}
 
 
 def _can_answer(run: FinishedRun, asking: Asking) -> bool:

@@ -10,9 +10,13 @@ import yaml
 from stage_recipes import PAIRS, QUESTIONS, reward_stage, sft_stage, write_jsonl
 
 from finetune.errors import InputError
-from finetune.evaluation.prompts import own_prompts, question
+from finetune.evaluation.answers import asked_row
+from finetune.evaluation.prompts import own_prompts, question, read_prompts
+from finetune.evaluation.reported import asked_again
 from finetune.evaluation.tasks import evaluate
+from finetune.families.base import as_dialog
 from finetune.plan.manifest import read_manifest
+from finetune.shapes import Completion, Dialog, Message
 
 
 def own(run, said=None):
@@ -26,6 +30,23 @@ def elsewhere(tmp_path, monkeypatch):
     """Found from the run and its base alone, not from where one stands."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+
+
+def test_a_question_has_alpacas_separate_input():
+    assert question(Dialog((Message("user", "Translate.", context="Bonjour"),))) == "Translate.\n\nBonjour"
+    assert question(Dialog((Message("user", "Translate."),))) == "Translate."
+
+
+@pytest.mark.parametrize("turns", [1, 3])
+def test_what_was_asked_can_be_asked_again(tmp_path, turns):
+    """A report of two runs asks the second one what the rows of the first say."""
+    call = {"name": "add", "description": "Add.", "parameters": {"type": "object", "properties": {}}}
+    messages = (Message("user", "What is 3?"), Message("assistant", "It is 3."), Message("user", "And 4?"))[:turns]
+    for tools in ((), ({"type": "function", "function": call},)):
+        asked = Dialog(messages, tools)
+        file = write_jsonl(tmp_path / "again.jsonl", [asked_again(asked_row(asked))])
+        found = read_prompts(file, say=lambda line: None).asked[0]
+        assert (as_dialog(found, answered=False) if isinstance(found, Completion) else found) == asked
 
 
 def test_of_an_sft_stage_the_rows_whose_loss_it_measured(lab, tmp_path):
