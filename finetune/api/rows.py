@@ -132,7 +132,8 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for at, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # As bytes: in text an answer's U+2028 or U+0085 would end a line too.
+    for at, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

@@ -34,7 +34,8 @@ class Scorer:
         calm()
         from finetune.evaluation.scorer import score_answers
 
-        asked = [as_asked(prompt, is_chat=True) for prompt in prompts]
+        # A text is a question where the run's template has turns, else the beginning of a text: its family decides.
+        asked = [as_asked(prompt, is_chat=False) for prompt in prompts]
         return score_answers(self.run.folder, asked, answers, base=self.base, say=_nothing)
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from api_chain import Chain
+from stage_recipes import reward_stage, train, write_jsonl
 
 import finetune as ft
 from finetune.errors import InputError
@@ -114,6 +115,18 @@ def test_reward_models_score(chain: Chain) -> None:
         ft.load_scorer(chain.results["sft"])
     with pytest.raises(InputError, match="each prompt needs a list"):
         scorer.score_all([ASKED], [])
+
+
+def test_reward_models_of_templates_without_turns_score(tmp_path: Path, tiny_base: Path) -> None:
+    rows = [{"prompt": f"What is {n}?", "chosen": f" It is {n}.", "rejected": f" No {n}."} for n in range(8)]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    model = {"base": tiny_base, "load_in": "fp32", "max_length": 128, "template": "plain"}
+    stages = {"helpful": reward_stage(held_out={"fraction": 0.0}, train=train(max_steps=1))}
+    found = ft.run(
+        ft.Recipe.from_dict({"name": "plain", "model": model, "stages": stages}, tmp_path), tmp_path / "runs"
+    )
+    scorer = ft.load_scorer(found["helpful"])
+    assert scorer.score("What is 5?", " It is 5.") != scorer.score("What is 5?", " No.")
 
 
 def test_measured(chain: Chain) -> None:

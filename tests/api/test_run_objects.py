@@ -10,6 +10,7 @@ import pytest
 from api_chain import Chain
 
 import finetune as ft
+from finetune.api.rows import Rows
 from finetune.cli.main import main
 from finetune.errors import InputError
 from finetune.plan.evaluations import Evaluation, keep_evaluation
@@ -39,6 +40,13 @@ def test_walking_a_part(chain: Chain) -> None:
         ft.run(chain.recipe, chain.runs, kinds="grpo")
     with pytest.raises(InputError, match="did you mean 'helpful'"):
         ft.run(chain.recipe, chain.runs, until="helpfull")
+
+
+def test_an_answer_with_a_line_separator_is_one_row(tmp_path: Path) -> None:
+    rows = [{"answer": "one\u2028two\u0085three"}, {"answer": "four"}]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert [*Rows.read(path)] == rows
 
 
 def test_a_run(chain: Chain) -> None:
