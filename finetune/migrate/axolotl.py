@@ -174,11 +174,7 @@ def _loss(draft: Draft, theirs: Section) -> None:
     if not given:
         draft.default(beta, 0.1, "rl_beta")
     if loss == "kto":
-        weights = [theirs.number(key) for key in ("kto_desirable_weight", "kto_undesirable_weight")]
-        path = draft.of_stage("kto_weights")
-        draft.put(path, [float(weight or 1.0) for weight in weights], "desirable, undesirable")
-        draft.also(theirs, "kto_desirable_weight", path)
-        draft.also(theirs, "kto_undesirable_weight", path)
+        loop.kto_weights(draft, theirs, "kto_desirable_weight", "kto_undesirable_weight")
     if loss == "simpo":
         gamma = theirs.number("simpo_gamma")
         path = draft.of_stage("simpo_margin")

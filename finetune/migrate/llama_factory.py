@@ -177,11 +177,7 @@ def _preference(draft: Draft, theirs: Section, stage: str) -> None:
     if stage == "kto":
         draft.put(path, "kto", "stage: kto")
         theirs.tell("pref_loss", Fate.LEFT_OUT, "stage: kto has its own")
-        weights = draft.of_stage("kto_weights")
-        names = ("kto_chosen_weight", "kto_rejected_weight")
-        draft.put(weights, [float(theirs.number(key) or 1.0) for key in names], "desirable, undesirable")
-        for key in names:
-            draft.also(theirs, key, weights)
+        loop.kto_weights(draft, theirs, "kto_chosen_weight", "kto_rejected_weight")
     elif "pref_loss" not in theirs:
         draft.default(path, "sigmoid", "pref_loss")
     elif loss in _LOSSES:

@@ -139,6 +139,19 @@ def pairs_at_once(draft: Draft) -> None:
         draft.comments[path] += "; 2 here: loss kto estimates its baseline within a micro-batch"
 
 
+def kto_weights(draft: Draft, section: Section, desirable: str, undesirable: str) -> None:
+    """Their keys of both weights; absent is 1 with all of them. 0, which ours cannot be, is told."""
+    path = draft.of_stage("kto_weights")
+    given = {key: section.number(key) for key in (desirable, undesirable)}
+    weights = [1.0 if weight is None or weight <= 0 else float(weight) for weight in given.values()]
+    draft.put(path, weights, "desirable, undesirable")
+    for key, weight in given.items():
+        if weight is not None and weight <= 0:
+            section.decide(key, f"{weight:g} is 1 here, for weights are above 0: leave rows of that kind out instead")
+        else:
+            draft.also(section, key, path)
+
+
 def schedule(draft: Draft, section: Section, key: str, default: str) -> None:
     path = draft.train("schedule")
     given = section.text(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from finetune.migrate.account import Fate, Section
 from finetune.migrate.draft import Draft
+from finetune.migrate.loop import kto_weights
 
 _LOSSES = ("sigmoid", "hinge", "ipo", "robust", "sigmoid_norm")
 
@@ -22,11 +23,7 @@ def kto(draft: Draft, theirs: Section) -> None:
     elif losses:
         theirs.decide("loss_type", f"{', '.join(losses)} is not here: loss kto stands in its place")
     _beta(draft, theirs)
-    path = draft.of_stage("kto_weights")
-    names = ("desirable_weight", "undesirable_weight")
-    draft.put(path, [float(theirs.number(key) or 1.0) for key in names], "desirable, undesirable")
-    for key in names:
-        draft.also(theirs, key, path)
+    kto_weights(draft, theirs, "desirable_weight", "undesirable_weight")
 
 
 def preference(draft: Draft, theirs: Section, kind: str) -> None:

@@ -18,6 +18,12 @@ DPO = {
 }
 
 
+def test_a_kto_weight_of_nothing_is_told(tmp_path: Path) -> None:
+    found = imported(tmp_path, {**DPO, "rl": "kto", "kto_undesirable_weight": 0})
+    assert found.stage.kto_weights == (1.0, 1.0)
+    assert [told.key for told in found.account.of(Fate.DECIDE)].count("kto_undesirable_weight") == 1
+
+
 def test_sft_values_are_theirs(tmp_path: Path) -> None:
     found = imported(tmp_path, AXOLOTL)
     recipe, stage, train = found.recipe, found.stage, found.stage.train
