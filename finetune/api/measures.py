@@ -33,6 +33,7 @@ def evaluate(
     base: str | None = None,
     limit: int | None = None,
     temperature: float | None = None,
+    top_p: float | None = None,
     max_new_tokens: int | None = None,
     samples: int | None = None,
     seed: int | None = None,
@@ -43,6 +44,7 @@ def evaluate(
     examples: PathLike | None = None,
     lm_tasks: Sequence[str] = (),
     lm_path: PathLike | None = None,
+    lm_chat: bool = False,
 ) -> Measured:
     """Measure a finished run, and keep what was found in its folder: the tasks and options of `finetune eval`.
 
@@ -60,8 +62,8 @@ def evaluate(
     calm()
     from finetune.evaluation import tasks
 
-    changes = {"temperature": temperature, "max_new_tokens": max_new_tokens, "samples": samples, "seed": seed}
-    given = {name: value for name, value in changes.items() if value is not None}
+    changes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "samples": samples}
+    given = {name: value for name, value in {**changes, "seed": seed}.items() if value is not None}
     with progress_as_output():
         found = tasks.evaluate(
             Path(run),
@@ -79,6 +81,7 @@ def evaluate(
             examples=_path(examples),
             lm_tasks=lm_tasks,
             lm_path=_path(lm_path),
+            lm_chat=lm_chat,
             say=print,
         )
     return Measured.of(found)

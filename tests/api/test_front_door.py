@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import finetune
 import finetune as ft
 from finetune import api
+from finetune.cli.eval import evaluate
 
 SOURCE = Path(finetune.__file__)
 
@@ -51,6 +53,12 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=SOURCE.parent.parent)
     assert done.returncode == 0, done.stderr
+
+
+def test_evaluate_has_the_options_of_the_command() -> None:
+    of_the_terminal = {"stage_name", "overrides", "runs", "out", "as_json"}
+    names = {option.name for option in evaluate.params} - of_the_terminal
+    assert names <= set(inspect.signature(ft.evaluate).parameters)
 
 
 def test_everything_is_documented_with_an_example() -> None:
