@@ -75,6 +75,17 @@ def _read(path: Path) -> Evaluation:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise InputError(f"{path} was written by another version of finetune: move it away, and measure again")
-        return Evaluation(**content)
+        found = Evaluation(**content)
+        _check(found)
+        return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not an evaluation ({error}): move it away, and measure again") from error
+
+
+def _check(found: Evaluation) -> None:
+    """Raises TypeError where a value is of another kind than it should be."""
+    objects = [found.data, found.settings, found.results, *([] if found.against is None else [found.against])]
+    lists = isinstance(found.rows, list) and all(isinstance(row, dict) for row in found.rows)
+    texts = isinstance(found.task, str) and isinstance(found.made, str)
+    if not lists or not texts or not all(isinstance(each, dict) for each in objects):
+        raise TypeError("its values are of other kinds")

@@ -55,3 +55,15 @@ def test_unfinished_work_is_no_evaluation_and_damage_is_told(tmp_path):
         path.write_text(content)
         with pytest.raises(InputError, match=path.name):
             read_evaluations(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"results": None}, {"rows": "abc"}, {"rows": ["x"]}, {"made": 5}, {"settings": []}, {"against": "base"}],
+)
+def test_values_of_other_kinds_are_told(tmp_path, changed):
+    """JSON all right, and yet nothing that a report could show."""
+    path = keep_evaluation(tmp_path, LOSS)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(InputError, match="not an evaluation"):
+        read_evaluations(tmp_path)
