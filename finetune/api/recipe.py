@@ -11,6 +11,7 @@ from typing import Any
 from finetune.api.inspection import Inspection, inspect_stage
 from finetune.api.planned import Plan
 from finetune.api.saving import as_yaml, merged, moved, plain
+from finetune.data.check_data import check_data
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
 from finetune.notebook.page import boxed, heading, yaml_code
@@ -105,6 +106,7 @@ class Recipe:
             ft.Recipe.load("recipe.yaml").check()
         """
         check_recipe(self.loaded)
+        check_data(self.loaded)
         return self
 
     def plan(self, runs: PathLike = "runs") -> Plan:

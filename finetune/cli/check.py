@@ -22,11 +22,13 @@ def check(recipe: Path, overrides: tuple[str, ...]) -> None:
       finetune check recipe.yaml
       finetune check recipe.yaml --set stages.sft.train.epochs=1
     """
+    from finetune.data.check_data import check_data
     from finetune.recipe.checks import data_sources
     from finetune.recipe.load import check_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded)
+    check_data(loaded)
     model = loaded.recipe.model
     where = "" if loaded.locate(model.base).is_dir() else " (hub, not looked up)"
     click.echo(f"{recipe} is right")

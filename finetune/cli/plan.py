@@ -26,12 +26,14 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
     Example:
       finetune plan recipe.yaml
     """
+    from finetune.data.check_data import check_data
     from finetune.plan.plan import make_plan
     from finetune.plan.reasons import why
     from finetune.recipe.load import check_recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded)
+    check_data(loaded)
     made = make_plan(loaded, runs)
     at = f" at {made.base.revision}" if made.base.revision else ""
     click.echo(f"{made.recipe.name}: base {made.base.name}{at}, {made.recipe.model.load_in}, seed {made.recipe.seed}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from finetune.cli.figures import main_figures, summary_table
+from finetune.data.check_data import check_data
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
 from finetune.execute import Lines, run_recipe
@@ -71,6 +72,7 @@ def dry_walk(
 def _loaded(recipe: Path, overrides: Sequence[str]) -> LoadedRecipe:
     loaded = load_recipe(recipe, overrides)
     check_recipe(loaded)
+    check_data(loaded)
     return loaded
 
 

@@ -11,7 +11,7 @@ from finetune.data.readers import RawRow
 from finetune.errors import DataError
 from finetune.recipe.words import did_you_mean, suggest
 
-_LOOK_AT_ROWS = 100
+LOOK_AT_ROWS = 100
 """Rows that are looked at to tell the format; one bad row among them does not hide it."""
 
 
@@ -72,7 +72,7 @@ def known_format(
     if name != "auto":
         return Known(name, dict(fields), detected=False)
     found: dict[str, tuple[RawRow, Mapping[str, str]]] = {}
-    for row in rows[:_LOOK_AT_ROWS]:
+    for row in rows[:LOOK_AT_ROWS]:
         every = fitting(row.values, fields)
         fits = {fit: columns for fit, columns in every.items() if fit in kind.formats}
         if kind is PROMPTS and not fits:
@@ -109,7 +109,7 @@ def unused_columns(known: Known, rows: Sequence[RawRow]) -> list[str]:
     format_ = FORMATS[known.name]
     ours = (*format_.needs, *format_.may)
     read = {known.columns.get(name, name) for name in ours}
-    there = dict.fromkeys(str(key) for row in rows[:_LOOK_AT_ROWS] for key in row.values)
+    there = dict.fromkeys(str(key) for row in rows[:LOOK_AT_ROWS] for key in row.values)
     absent = [name for name in ours if known.columns.get(name, name) not in there]
     unused = []
     for column in there:

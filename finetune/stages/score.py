@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from finetune.data.comparisons import Comparisons
 from finetune.data.fitting import EXAMPLES, JUDGED, RANKINGS, Kind, fitting, kind_of_format
+from finetune.data.formats import LOOK_AT_ROWS
 from finetune.data.gather import Taken, gather, tokens_of
 from finetune.data.group import answer_reasons, group_answers, whole_answers
 from finetune.data.readers import RawRow, read_file
@@ -48,7 +49,6 @@ from finetune.stages.reward import pairs_of
 
 BATCH_TOKENS = 8192
 """Tokens of one forward pass: enough to fill a GPU, and without gradients below 1 GiB of activations on a 70B base."""
-_LOOK_AT_ROWS = 100
 _SAY_SECONDS = 10.0
 _NO_LIMIT = 2**31
 
@@ -198,7 +198,7 @@ def _kind(path: Path, data_format: DataFormat) -> Kind:
     if data_format != "auto":
         return kind_of_format(data_format)
     rows = (row for file in data_files(path) for row in read_file(file, file.name) if isinstance(row, RawRow))
-    fits = {name for row in islice(rows, _LOOK_AT_ROWS) for name in fitting(row.values, {})}
+    fits = {name for row in islice(rows, LOOK_AT_ROWS) for name in fitting(row.values, {})}
     for kind in (RANKINGS, JUDGED):
         if fits & set(kind.formats):
             return kind
