@@ -45,19 +45,22 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prompts:
-    """name, digest: of where they come from, for the record. columns: the rows' other columns."""
+    """name, digest: of where they come from, for the record. columns: the rows' other columns. format: as which a file
+    was read, where it was told: the same file asks other things as another format."""
 
     name: str
     digest: str
     asked: Sequence[Asked]
     columns: Sequence[Mapping[str, Any]]
+    format: DataFormat = "auto"
 
     def __len__(self) -> int:
         return len(self.asked)
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"name": self.name, "digest": self.digest, "rows": len(self)}
+        told = {} if self.format == "auto" else {"format": self.format}
+        return {"name": self.name, "digest": self.digest, "rows": len(self), **told}
 
     def first(self, limit: int | None) -> Prompts:
         """The first `limit`, all where it is None."""
@@ -76,7 +79,7 @@ def read_prompts(path: Path, *, data_format: DataFormat = "auto", say: Say) -> P
     source = DataSource(path=str(path), format=data_format)
     found = read_source(source, READ_PROMPTS, locate=Path, stage_outputs={}, say=say)
     asked = [row.example for row in found.rows if isinstance(row.example, Dialog | Completion)]
-    return Prompts(path.name, found.digest, asked, [row.extra for row in found.rows])
+    return Prompts(path.name, found.digest, asked, [row.extra for row in found.rows], data_format)
 
 
 def own_prompts(run: Path, manifest: Mapping[str, Any], base: str | None, say: Say) -> Prompts:

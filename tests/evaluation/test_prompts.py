@@ -37,6 +37,17 @@ def test_a_question_has_alpacas_separate_input():
     assert question(Dialog((Message("user", "Translate."),))) == "Translate."
 
 
+def test_one_file_read_as_two_formats_is_two_measurements(tmp_path):
+    """Else the second would go on with the answers to the first one's prompts, and replace its results."""
+    turns = [{"role": "user", "content": "What is 7?"}]
+    file = write_jsonl(tmp_path / "x.jsonl", [{"prompt": "What is 3?", "completion": "It", "messages": turns}])
+    first, second = (
+        read_prompts(file, data_format=name, say=lambda line: None) for name in ("prompt_completion", "messages")
+    )
+    assert question(first.asked[0]) == "What is 3?" and question(second.asked[0]) == "What is 7?"
+    assert first.record != second.record
+
+
 @pytest.mark.parametrize("turns", [1, 3])
 def test_what_was_asked_can_be_asked_again(tmp_path, turns):
     """A report of two runs asks the second one what the rows of the first say."""
