@@ -108,7 +108,7 @@ def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> Html:
     differ = [row for row in rows if row[names[0]] != row[names[1]]]
     same = [row for row in rows if row[names[0]] == row[names[1]]]
     told = f"{len(rows):,} prompts: {len(differ):,} answers differ, {len(same):,} are the same."
-    return Html(f"<p>{told}</p>{samples([*differ, *same], limit=ANSWERS)}")
+    return Html(f"<p>{told}</p>{samples([*differ, *same], limit=ANSWERS, neutral=True)}")
 
 
 def _results(first: FinishedRun, second: FinishedRun, names: tuple[str, str]) -> Html:
@@ -123,7 +123,7 @@ def _results(first: FinishedRun, second: FinishedRun, names: tuple[str, str]) ->
         (name, left, right, _difference(left, right))
         for name, left, right in differences.metrics_of_both(first, second)
     ]
-    headings = ("figure", *names, "difference")
+    headings = ("figure", *names, f"{names[0]} minus {names[1]}")
     return join(
         [
             table(headings, figures, caption="Main results, before → after", numeric=(1, 2, 3)),
@@ -139,12 +139,12 @@ def _results(first: FinishedRun, second: FinishedRun, names: tuple[str, str]) ->
 
 
 def _figure_row(one: Figure | None, other: Figure | None) -> tuple[str, str | None, str | None, str | None]:
-    """The name, both figures as text, and how far the second is from the first."""
+    """The name, both figures as text, and the first minus the second."""
     known = one or other
     assert known is not None, "a figure is one run's at least"
     gap = None
     if one is not None and other is not None:
-        far = other.after - one.after
+        far = one.after - other.after
         gap = ("+" if far > 0 else "") + known.told(far)
     return known.name, None if one is None else str(one), None if other is None else str(other), gap
 
@@ -152,7 +152,7 @@ def _figure_row(one: Figure | None, other: Figure | None) -> tuple[str, str | No
 def _difference(left: float | None, right: float | None) -> str | None:
     if left is None or right is None:
         return None
-    gap = right - left
+    gap = left - right
     return f"{'+' if gap > 0 else ''}{number(gap)}"
 
 

@@ -100,12 +100,13 @@ def note(content: str) -> Html:
     return Html(f'<p class="ft-note" role="note">{text(content)}</p>')
 
 
-def marked_pair(before: str, after: str) -> tuple[Html, Html]:
-    """Both texts as HTML, the words that only one of them has in <mark>."""
+def marked_pair(before: str, after: str, *, neutral: bool = False) -> tuple[Html, Html]:
+    """Both texts as HTML, the words that only one of them has in <mark>. neutral: neither side looks the worse."""
+    marks = ['<mark class="ft-either">'] * 2 if neutral else ['<mark class="ft-before">', "<mark>"]
     old, new = _words(before), _words(after)
     marked: tuple[list[str], list[str]] = ([], [])
     for same, left, right in _differences(old, new):
-        for side, words, mark in ((marked[0], left, '<mark class="ft-before">'), (marked[1], right, "<mark>")):
+        for side, words, mark in ((marked[0], left, marks[0]), (marked[1], right, marks[1])):
             joined = "".join(words)
             inner = joined.strip()
             if same or not inner:
@@ -117,21 +118,21 @@ def marked_pair(before: str, after: str) -> tuple[Html, Html]:
     return Html("".join(marked[0])), Html("".join(marked[1]))
 
 
-def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10, mark: bool = True) -> Html:
+def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10, mark: bool = True, neutral: bool = False) -> Html:
     """Rows of text for people to read, the first `limit` of them, saying how many there are.
 
     A row's `messages` are shown turn by turn, its other texts under their names, numbers in a line above. Two and more
     texts beside `prompt` stand side by side, the one named `base` first; mark: in the last two the words that differ
-    are marked.
+    are marked; neutral: those two are no before and after, but of two runs, marked alike.
     """
     shown = rows[: max(limit, 0)]
     if not rows:
         return Html('<p class="ft-quiet">no rows</p>')
     more = "" if len(shown) == len(rows) else f'<p class="ft-quiet">{len(shown):,} of {len(rows):,} rows</p>'
-    return Html("".join(_sample(row, mark) for row in shown) + more)
+    return Html("".join(_sample(row, mark, neutral) for row in shown) + more)
 
 
-def _sample(row: Mapping[str, Any], mark: bool) -> str:
+def _sample(row: Mapping[str, Any], mark: bool, neutral: bool) -> str:
     texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "prompt"}
     about = [f"{text(_named(name))} {text(value)}" for name, value in row.items() if isinstance(value, int | float)]
     turns = [f'<div class="ft-turn"><span class="ft-name">{" · ".join(about)}</span></div>'] if about else []
@@ -143,18 +144,18 @@ def _sample(row: Mapping[str, Any], mark: bool) -> str:
     if len(texts) < 2:
         turns += [_turn(_named(name), value, "") for name, value in texts.items()]
     else:
-        turns.append(f'<div class="ft-sides">{_sides(texts, mark)}</div>')
+        turns.append(f'<div class="ft-sides">{_sides(texts, mark, neutral)}</div>')
     return f'<article class="ft-sample">{"".join(turns)}</article>'
 
 
-def _sides(texts: Mapping[str, str], mark: bool) -> str:
+def _sides(texts: Mapping[str, str], mark: bool, neutral: bool) -> str:
     """Answers side by side, the base's first; in the last two the words that differ are marked."""
     names = sorted(texts, key=lambda name: name != "base")
     pieces: dict[str, str] = {name: texts[name] for name in names}
     labels = {name: _named(name) for name in names}
     if mark:
         before, after = names[-2:]
-        pieces[before], pieces[after] = marked_pair(texts[before], texts[after])
+        pieces[before], pieces[after] = marked_pair(texts[before], texts[after], neutral=neutral)
         labels[after] += f", the same as {labels[before]}" if texts[before] == texts[after] else ""
     return "".join(_turn(labels[name], pieces[name], "") for name in names)
 

@@ -57,6 +57,7 @@ STYLE = f"""\
 .ft mark{{color:inherit;border-radius:2px;padding:0 1px;text-decoration:underline;text-underline-offset:.2em;
   background:var(--ft-after)}}
 .ft mark.ft-before{{background:var(--ft-before);text-decoration-style:dotted}}
+.ft mark.ft-either{{background:var(--ft-line)}}
 .ft .ft-note{{margin:.75rem 0;padding:.5rem .75rem;border-left:3px solid var(--ft-warn);color:var(--ft-warn);
   background:var(--ft-warn-paper)}}
 .ft svg.ft-curve{{display:block;width:100%;max-width:34rem;height:auto;color:var(--ft-ink);

@@ -32,7 +32,8 @@ def test_only_what_differs_is_shown_key_by_key(tmp_path):
     first, second = two(tmp_path, data={"sources": [source("demo.jsonl", "sha256:" + "9" * 64)], "rows": 24})
     content = comparison_page([(first, second)], ("A", "B"), {})
     assert table_rows(content, "settings") == [["epochs", "2", "3"], ["data", MISSING, "x.jsonl"]]
-    assert ["held-out loss", "3 → 0.5", "3 → 0.25", "-0.25"] in table_rows(content, "results")
+    assert ["held-out loss", "3 → 0.5", "3 → 0.25", "+0.25"] in table_rows(content, "results")
+    assert ">A minus B</th>" in content and "difference</th>" not in content
     data = {row[0]: row[1:] for row in table_rows(content, "data")}
     assert data["demo.jsonl"][1] == "24 rows of content 999999999999" and "rows" not in data
     words = read(content).words
@@ -68,7 +69,8 @@ def test_answers_of_both_to_the_same_prompts(tmp_path):
     assert rows == [{"prompt": f"Ask {n}?", "A": f"old {n}", "B": f"new {n}"} for n in range(3)]
     content = comparison_page([(first, second)], ("A", "B"), {})
     assert "3 prompts: 3 answers differ, 0 are the same." in content
-    assert '<mark class="ft-before">old</mark> 1' in content and "<mark>new</mark> 1" in content
+    either = '<mark class="ft-either">'  # two runs are no before and after: neither looks the better
+    assert f"{either}old</mark> 1" in content and f"{either}new</mark> 1" in content and "<mark>" not in content
 
 
 def test_evaluations_of_the_same_data_stand_together(tmp_path):
