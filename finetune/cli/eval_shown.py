@@ -108,6 +108,8 @@ def _counts(evaluation: Evaluation) -> list[str]:
             f"length: {results['mean_tokens']:.0f} tokens against {results['their_mean_tokens']:.0f}"
             + _part(results, "longer_wins", "; of the pairs that someone won the longer answer won {:.0%}")
         )
+        if results.get("at_equal_length_left_out"):
+            lines.append(f"win rate at equal length: left out, {results['at_equal_length_left_out']}")
         if "unreadable" in results:
             lines.append(
                 f"the judge: {results['unreadable']:,} verdicts unreadable"

@@ -21,6 +21,8 @@ Verdict = Literal["first", "second", "tie", "unreadable"]
 """Of two answers as they were shown."""
 Outcome = Literal["win", "loss", "tie"]
 """Of ours against theirs."""
+FEWEST = 30
+"""Prompts whose answers differ in length that a line through outcomes and lengths needs: fewer draw any line."""
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 _VERDICT = re.compile(r"verdict\W*(answer\s*)?(1|2|tie)\b", re.IGNORECASE)
@@ -66,7 +68,8 @@ def win_rate_results(judged: Sequence[Judged], *, seed: int = 0) -> dict[str, An
     """All figures of a comparison, JSON.
 
     win_rate: with its interval over prompts. at_equal_length: what the straight line through outcome and difference in
-    length gives where there is none. Of a judge of pairs: inconsistent, the share of asked pairs whose two orders
+    length gives where there is none; None where that cannot be estimated, and at_equal_length_left_out says why. Of a
+    judge of pairs: inconsistent, the share of asked pairs whose two orders
     contradict each other; first, the share of the verdicts for one answer that went to the one shown first; unreadable,
     a count of verdicts. Raises ValueError for no prompts.
     """
@@ -82,7 +85,7 @@ def win_rate_results(judged: Sequence[Judged], *, seed: int = 0) -> dict[str, An
         "mean_tokens": float(lengths[:, 0].mean()),
         "their_mean_tokens": float(lengths[:, 1].mean()),
         "longer_wins": _longer_wins(judged),
-        "at_equal_length": _at_equal_length(worth, lengths, seed),
+        **_at_equal_length(worth, lengths, seed),
     }
     asked = [each.orders for each in judged if each.orders]
     if asked:
@@ -114,11 +117,20 @@ def _longer_wins(judged: Sequence[Judged]) -> float | None:
     return sum((each.outcome == "win") == (each.lengths[0] > each.lengths[1]) for each in won) / len(won)
 
 
-def _at_equal_length(worth: Any, lengths: Any, seed: int) -> dict[str, float] | None:
-    """Within [0, 1]. Differences in length are bent by tanh at their deviation, so that a few very long answers do not
-    turn the line (as AlpacaEval's length control does; its model is logistic, this one straight)."""
+def _at_equal_length(worth: Any, lengths: Any, seed: int) -> dict[str, Any]:
+    """at_equal_length, or why it is left out. Differences in length are bent by tanh at their deviation, so that a few
+    very long answers do not turn the line (as AlpacaEval's length control does; its model is logistic, this one
+    straight). A straight line may leave [0, 1], and clipping it there would show an interval of no width."""
     apart = lengths[:, 0] - lengths[:, 1]
-    if not apart.any() or apart.std() == 0:
-        return None
-    found = level_interval(worth, np.tanh(apart / apart.std()), seed=seed).record()
-    return {name: min(1.0, max(0.0, value)) for name, value in found.items()}
+    why, found = None, None
+    if np.count_nonzero(apart) < FEWEST:
+        why = f"fewer than {FEWEST} prompts have answers of different length"
+    elif apart.min() > 0 or apart.max() < 0:
+        why = "one side's answers are always the longer"
+    elif len(set(worth)) == 1:
+        why = "all prompts came out alike"
+    else:
+        found = level_interval(worth, np.tanh(apart / apart.std()), seed=seed).record()
+        if found["low"] < 1e-9 or found["high"] > 1 - 1e-9:
+            why, found = "the fitted line ends at or beyond 0 % or 100 % in more than 1 of 40 resamples", None
+    return {"at_equal_length": found, "at_equal_length_left_out": why}

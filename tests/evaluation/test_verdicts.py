@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from finetune.cli.eval_shown import shown
 from finetune.evaluation.verdicts import Judged, agreed, by_scores, read_verdict, win_rate_results
+from finetune.plan.evaluations import Evaluation
 
 SAME = (10, 10)
 
@@ -87,7 +89,25 @@ def test_where_length_explains_everything_nothing_is_left_at_equal_length():
     fair = [Judged("win", (), (20, 10)), Judged("win", (), (10, 20)), Judged("loss", (), (20, 10))] * 20
     fair += [Judged("loss", (), (10, 20))] * 20
     assert win_rate_results(fair)["at_equal_length"]["value"] == pytest.approx(0.5)
-    assert win_rate_results([Judged("win", (), SAME)] * 3)["at_equal_length"] is None
+
+
+def test_at_equal_length_is_left_out_where_it_is_no_estimate():
+    few = [Judged("win", (), (20, 10)), Judged("loss", (), (10, 20))] * 4
+    longer = [Judged("win", (), (20, 10)), Judged("loss", (), (15, 10))] * 20
+    alike = [Judged("loss", (), (20, 10)), Judged("loss", (), (10, 20))] * 20
+    steep = [Judged("loss", (), (10, 20 + n)) for n in range(40)] + [Judged("win", (), (60, 20))] * 2
+    for judged, why in ((few, "fewer than 30"), ([*few, *[Judged("win", (), SAME)] * 50], "fewer than 30"),
+                        (longer, "always the longer"), (alike, "came out alike"), (steep, "ends at or beyond")):  # fmt: skip
+        found = win_rate_results(judged)
+        assert found["at_equal_length"] is None and why in found["at_equal_length_left_out"], why
+        lines = shown(Evaluation("win_rate", {"name": "p"}, {}, found, [{}] * len(judged)))
+        assert [line for line in lines if "at equal length" in line] == [
+            f"win rate at equal length: left out, {found['at_equal_length_left_out']}"
+        ]
+    usual = win_rate_results([Judged("win", (), (20, 10)), Judged("loss", (), (20, 10)), Judged("win", (), (10, 20)),
+                              Judged("loss", (), (10, 20))] * 10)  # fmt: skip
+    assert usual["at_equal_length_left_out"] is None
+    assert 0 < usual["at_equal_length"]["low"] < 0.5 < usual["at_equal_length"]["high"] < 1
 
 
 def test_all_of_one_kind_has_an_interval_all_the_same():
