@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
 from rich.console import Console, Group
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -25,6 +28,8 @@ _MARKS = {
 }
 _OTHER_LINES = 6
 """Of the terminal's height, for the header, the lines of what is left out, and the last messages."""
+_ROOM_RIGHT = 3
+"""Columns that stay free, for the ^C that a terminal writes behind the last line: a new line would shift the tree."""
 
 
 class Tree:
@@ -34,14 +39,23 @@ class Tree:
         self.console, self.walk = console or Console(stderr=True), Walk(clock)
         self.stages: tuple[PlannedStage, ...] = ()
         # What is sent to a file stays there; what goes to the terminal is printed above the tree.
+        self.one_terminal = _is_one_terminal()
         self.live = Live(
-            console=self.console, get_renderable=self.render, redirect_stdout=sys.stdout.isatty(), refresh_per_second=4
+            console=self.console, get_renderable=self.render, redirect_stdout=self.one_terminal, refresh_per_second=4
         )
 
     def open(self, plan: Plan, stages: Sequence[PlannedStage]) -> None:
         self.stages = tuple(stages)
         self.walk.open(plan, stages)
         self.live.start(refresh=True)
+
+    def say(self, line: str) -> None:
+        """A line on stdout, above the tree where that is on the same terminal. click.echo alone would write into the
+        tree: it goes round the redirection, since rich's stand-in for stdout has no encoding."""
+        if self.one_terminal:
+            self.console.print(Text(line))
+        else:
+            click.echo(line)
 
     def begin(self, stage: PlannedStage) -> None:
         self.walk.begin(stage)
@@ -56,12 +70,12 @@ class Tree:
     def close(self) -> None:
         self.live.stop()
 
-    def render(self) -> Group:
+    def render(self) -> Constrain:
         """The tree as it stands now."""
         table = Table.grid(padding=(0, 1))
         for _ in range(3):
             table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column()  # its texts are cut, so that it alone gives way in a narrow terminal
         shown, above, below = self._window()
         if above:
             table.add_row(Text(f"├─ … {above} above: done", "dim"), "", "", "")
@@ -76,7 +90,8 @@ class Tree:
             table.add_row(label, Text(row.stage.kind, "dim"), *self._cells(row))
         if below:
             table.add_row(Text(f"└─ … {below} more to do", "dim"), "", "", "")
-        return Group(Text(self.walk.name, "bold").append(f"  {self.walk.times()}", "not bold"), table)
+        header = Text(self.walk.name, "bold").append(f"  {self.walk.times()}", "not bold")
+        return Constrain(Group(header, table), self.console.width - _ROOM_RIGHT)
 
     def _cells(self, row: WalkedStage) -> tuple[ProgressBar | Text, Text]:
         """Bar or state, and what there is to say."""
@@ -87,12 +102,12 @@ class Tree:
         left = self.walk.left(row)
         words = [] if left is None else [f"about {duration(left)}" + (" left" if row.state == "running" else "")]
         if row.state == "to do":
-            return Text("to do", "dim"), Text("".join(words), "dim")
+            return Text("to do", "dim"), _cut("".join(words), "dim")
         words.insert(0, duration(self.walk.gone(row)))
         if row.total is None:
-            return Text("preparing"), Text("  ".join(words))
+            return Text("preparing"), _cut("  ".join(words))
         steps = [f"{row.done}/{row.total}", summary(row.metrics), *words]
-        return ProgressBar(total=row.total, completed=row.done, width=20), Text(
+        return ProgressBar(total=row.total, completed=row.done, width=20), _cut(
             "  ".join(word for word in steps if word)
         )
 
@@ -106,6 +121,19 @@ class Tree:
         at = next((index for index, row in enumerate(rows) if row.state in ("running", "to do")), len(rows) - 1)
         first = min(max(at - room // 3, 0), len(rows) - room)
         return rows[first : first + room], first, len(rows) - first - room
+
+
+def _cut(text: str, style: str = "") -> Text:
+    """In one line, the end left out where there is no room."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
+
+
+def _is_one_terminal() -> bool:
+    """Whether stdout and stderr, where the tree is, show on the same terminal."""
+    try:
+        return os.ttyname(sys.stdout.fileno()) == os.ttyname(sys.stderr.fileno())
+    except OSError:  # a file, a pipe, or no file at all
+        return False
 
 
 class _Steps:

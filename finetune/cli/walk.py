@@ -46,7 +46,8 @@ def walk(
         )
     began = time.monotonic()
     screen = _screen()
-    run_recipe(loaded, runs, click.echo, kinds=kinds, until=until, begin=begin, screen=screen)
+    say = click.echo if isinstance(screen, Lines) else screen.say
+    run_recipe(loaded, runs, say, kinds=kinds, until=until, begin=begin, screen=screen)
     if kinds is None:
         _sum_up(screen.stages, runs / loaded.recipe.name, time.monotonic() - began)
 

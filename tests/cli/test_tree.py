@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,50 @@ def test_notes_stand_above_the_tree_with_their_stage(tmp_path: Path, clock: Cloc
     tree.progress("first", 10, 0).note("step 0: held-out loss [1.0]")
     tree.close()
     assert "first: step 0: held-out loss [1.0]" in tree.console.file.getvalue()
+
+
+def test_what_is_said_on_the_same_terminal_stands_above_the_tree(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pseudo-terminal as stdout and stderr: a line begins where the tree was erased, not behind its last row."""
+    plan = plan_of(tmp_path, {"first": sft(10)})
+    leader, follower = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with open(follower, "w", encoding="utf-8") as terminal, open(os.dup(follower), "w", encoding="utf-8") as errors:
+        monkeypatch.setattr("sys.stdout", terminal)
+        monkeypatch.setattr("sys.stderr", errors)
+        tree = Tree(Console(stderr=True, force_terminal=True, width=100, height=40), clock)
+        tree.open(plan, plan.stages)
+        tree.say("first: [said] here")
+        tree.close()
+        drawn = os.read(leader, 65536).decode()
+    os.close(leader)
+    before, _, after = drawn.partition("first: [said] here")
+    assert before.rpartition("\x1b[2K")[2] == "" and "└─" in before, before
+    assert "└─" in after
+
+
+def test_what_is_said_into_a_file_stays_there(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(tmp_path, {"first": sft(10)})
+    tree = tree_of(clock)
+    tree.open(plan, plan.stages)
+    tree.say("first: said")
+    tree.close()
+    assert capsys.readouterr().out == "first: said\n"
+    assert "said" not in tree.console.file.getvalue()
+
+
+def test_a_narrow_terminal_cuts_the_figures_and_not_the_names(tmp_path: Path, clock: Clock) -> None:
+    """And the last columns stay free: the ^C of a terminal would begin a new line there, and the tree stand twice."""
+    plan = plan_of(tmp_path, {"first": sft(10), "second": sft(20)})
+    tree = Tree(Console(file=io.StringIO(), force_terminal=True, width=70, height=40, color_system=None), clock)
+    tree.open(plan, plan.stages)
+    tree.begin(plan.stages[0])
+    tree.progress("first", 10, 0).update({"step": 4, "loss": 1.5, "kl": 0.25, "learning_rate": 1e-3, "memory_gib": 1})
+    lines = shown(tree)
+    assert lines[1].startswith("├─ ● first  sft ") and lines[1].endswith("…"), lines
+    assert len(lines[1]) == 67
+    tree.close()
 
 
 def test_what_runs_is_on_the_screen_whatever_its_height(tmp_path: Path, clock: Clock) -> None:
