@@ -58,6 +58,15 @@ def prompt_fields(prompt: Dialog | Completion) -> dict[str, Any]:
     return {"prompt": turns, **({"tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else {})}
 
 
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """A prompt for people to read: its text, or its turns, each under its role unless it is the only one."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
 def prompt_of(fields: Mapping[str, Any]) -> Dialog | Completion:
     """The prompt that `prompt_fields` wrote."""
     if isinstance(fields["prompt"], str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.comparisons import Comparisons
-from finetune.data.convert_prompts import prompt_fields
+from finetune.data.convert_prompts import prompt_fields, prompt_text
 from finetune.data.tokenizer import Tokenizer
 from finetune.engine.rewards import Answer
 from finetune.shapes import Completion, Dialog
@@ -60,12 +60,3 @@ def pair_rows(
             "rejected_score": float(other),
             "right": bool(score > other),
         }
-
-
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt for people to read: its text, or its turns, each under its role unless it is the only one."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)

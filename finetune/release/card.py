@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from finetune.engine.shown import prompt_text
+from finetune.data.convert_prompts import prompt_text
 from finetune.release.card_duties import duty_lines
 from finetune.release.card_loading import loading_lines
 from finetune.release.card_picture import picture_of
