@@ -10,6 +10,7 @@ from finetune.notebook.page import boxed, heading
 from finetune.plan.evaluations import Evaluation
 from finetune.reports.pieces import table
 from finetune.reports.results import told
+from finetune.reports.words import counted
 
 if TYPE_CHECKING:
     import pandas
@@ -49,7 +50,7 @@ class Measured(Evaluation):
     def _title(self) -> str:
         against = f" against {self.against['name']}" if self.against else ""
         on = f" on {self.data['name']}" if self.data.get("name") else ""
-        return f"{self.task.replace('_', ' ')}{against}{on}, {len(self.rows):,} rows"
+        return f"{self.task.replace('_', ' ')}{against}{on}, {counted(len(self.rows), 'row')}"
 
 
 def _is_short(value: Any) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.cli.eval_answers import answer_lines
 from finetune.engine.progress import duration
 from finetune.plan.evaluations import Evaluation
+from finetune.reports.words import counted
 
 _WORDS = {
     "reward": "mean score",
@@ -79,7 +81,7 @@ def in_one_line(evaluation: Evaluation) -> str:
     if evaluation.task == "lm_eval":
         found = [f"{task} {_first(values)}" for task, values in results["tasks"].items()]
         return f"lm_eval: {', '.join(found)}"
-    rows = f"{len(evaluation.rows):,} prompts answered by {', '.join(results.get('names', ()))}"
+    rows = f"{counted(len(evaluation.rows), 'prompt')} answered by {', '.join(results.get('names', ()))}"
     return f"{' '.join(words)}: {rows}"
 
 
@@ -103,7 +105,7 @@ def _counts(evaluation: Evaluation) -> list[str]:
     results, lines = evaluation.results, []
     if evaluation.task == "win_rate":
         won, lost, tied = (f"{results[name]:,}" for name in ("wins", "losses", "ties"))
-        lines.append(f"{results['prompts']:,} prompts: {won} won, {lost} lost, {tied} tied")
+        lines.append(f"{counted(results['prompts'], 'prompt')}: {won} won, {lost} lost, {tied} tied")
         lines.append(
             f"length: {results['mean_tokens']:.0f} tokens against {results['their_mean_tokens']:.0f}"
             + _part(results, "longer_wins", "; of the pairs that someone won the longer answer won {:.0%}")
@@ -112,9 +114,13 @@ def _counts(evaluation: Evaluation) -> list[str]:
             lines.append(f"win rate at equal length: left out, {results['at_equal_length_left_out']}")
         if "unreadable" in results:
             lines.append(
-                f"the judge: {results['unreadable']:,} verdicts unreadable"
+                f"the judge: {counted(results['unreadable'], 'verdict')} unreadable"
                 + _part(results, "first", "; {:.0%} of its verdicts for one answer went to the one shown first")
-                + (f"; {results['identical']:,} pairs were the same text" if results["identical"] else "")
+                + (
+                    f"; of {counted(results['identical'], 'pair')} both texts were the same"
+                    if results["identical"]
+                    else ""
+                )
             )
     if evaluation.task == "gsm8k":
         lines.append(
@@ -122,15 +128,16 @@ def _counts(evaluation: Evaluation) -> list[str]:
             f"a number, {results['with_mark']:.0%} with ####"
         )
     if evaluation.task == "ifeval":
-        lines.append(f"{results['instructions']:,} instructions in {len(evaluation.rows):,} prompts")
+        lines.append(f"{counted(results['instructions'], 'instruction')} in {counted(len(evaluation.rows), 'prompt')}")
         lines += [f"  {kind}: {v['value']:.0%} of {v['instructions']:,}" for kind, v in results["by_kind"].items()]
     if evaluation.task == "answers":
+        lines += answer_lines(evaluation)
         lines += [f"{name}: {tokens:.0f} tokens an answer" for name, tokens in results["mean_tokens"].items()]
     cut = results.get("unfinished"), results.get("their_unfinished")
     if any(cut):
         shares = " and ".join(f"{share:.0%}" for share in cut if share is not None)
         lines.append(f"{shares} of the answers did not end by themselves: --max-new-tokens cut them")
-    lines.append(f"{len(evaluation.rows):,} rows in {duration(evaluation.seconds)}")
+    lines.append(f"{counted(len(evaluation.rows), 'row')} in {duration(evaluation.seconds)}")
     return lines
 
 
@@ -141,7 +148,7 @@ def _part(results: Mapping[str, Any], name: str, words: str) -> str:
 def _loss(results: Mapping[str, Any]) -> str:
     many = "" if results["perplexity"] is None else f", perplexity {results['perplexity']:,.2f}"
     loss = results["loss"]
-    over = f"{results['tokens']:,} tokens of {results['rows']:,} rows"
+    over = f"{counted(results['tokens'], 'token')} of {counted(results['rows'], 'row')}"
     return f"loss {loss['value']:.4f} nats per token ({loss['low']:.4f} to {loss['high']:.4f}){many}, over {over}"
 
 
@@ -150,7 +157,7 @@ def _scores(results: Mapping[str, Any]) -> list[str]:
     lines = [
         f"scores: mean {mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f}), deviation "
         f"{results['deviation']:.3f}, from {results['lowest']:.3f} to {results['highest']:.3f}, of "
-        f"{results['answers']:,} answers in {results['rows']:,} rows"
+        f"{counted(results['answers'], 'answer')} in {counted(results['rows'], 'row')}"
     ]
     if results.get("alike"):
         lines.append(f"{results['alike']:,} answers are like a better one of their comparison: not in the accuracy")
@@ -171,4 +178,4 @@ def _scores(results: Mapping[str, Any]) -> list[str]:
 
 def _accuracy(found: Mapping[str, Any]) -> str:
     low, high = found["low"], found["high"]
-    return f"accuracy {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) over {found['pairs']:,} pairs"
+    return f"accuracy {found['accuracy']:.3f} ({low:.3f} to {high:.3f}) over {counted(found['pairs'], 'pair')}"

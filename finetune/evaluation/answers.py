@@ -32,10 +32,11 @@ def write_answers(
 
     prompts: a file; None = the rows that the run's own stage held out (else those it trained on, which is said). limit:
     how many, spread over the file. answering: greedy where None. Rows: prompt (what is asked last), messages (the whole
-    conversation where it is longer), tools where it has some, and by each name the answer. Raises InputError.
+    conversation where it is longer), tools where it has some, expected (the held-out row's own answer, where it
+    has one), and by each name the answer. Raises InputError.
     """
     manifest = opened_writer(run)
-    asked = read_prompts(prompts, say=say) if prompts else own_prompts(run, manifest, base, say)
+    asked = read_prompts(prompts, say=say) if prompts else own_prompts(run, manifest, base, say, limit=limit)
     asked = asked.spread(limit)
     settings = answering or Answering()
     folders = {run_name(run, manifest): run}
@@ -47,7 +48,9 @@ def write_answers(
     found = write_replies(folders, names, asked.asked, settings, measurement, base=base, say=say)
     rows: list[dict[str, Any]] = []
     for index, prompt in enumerate(asked.asked):
-        rows.append({**asked_row(prompt), **{name: found[name][index][0].text for name in names}})
+        expected = asked.expected[index] if asked.expected else None
+        own = {} if expected is None else {"expected": expected}
+        rows.append({**asked_row(prompt), **own, **{name: found[name][index][0].text for name in names}})
     lengths = {name: sum(replies[0].tokens for replies in found[name]) / len(asked) for name in names}
     return measurement.keep({"names": names, "mean_tokens": lengths}, rows)
 

@@ -46,13 +46,15 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Prompts:
     """name, digest: of where they come from, for the record. columns: the rows' other columns. format: as which a file
-    was read, where it was told: the same file asks other things as another format."""
+    was read, where it was told: the same file asks other things as another format. expected: the rows' own
+    answers, None where one has none; empty where they were not looked for."""
 
     name: str
     digest: str
     asked: Sequence[Asked]
     columns: Sequence[Mapping[str, Any]]
     format: DataFormat = "auto"
+    expected: Sequence[str | None] = ()
 
     def __len__(self) -> int:
         return len(self.asked)
@@ -64,14 +66,21 @@ class Prompts:
 
     def first(self, limit: int | None) -> Prompts:
         """The first `limit`, all where it is None."""
-        return replace(self, asked=self.asked[:limit], columns=self.columns[:limit])
+        return self._of(range(len(self))[:limit])
 
     def spread(self, limit: int) -> Prompts:
         """`limit` of them at even distances: rows of one kind often stand together."""
         if limit >= len(self):
             return self
-        chosen = [round(place) for place in np.linspace(0, len(self) - 1, limit)]
-        return replace(self, asked=[self.asked[i] for i in chosen], columns=[self.columns[i] for i in chosen])
+        return self._of([round(place) for place in np.linspace(0, len(self) - 1, limit)])
+
+    def _of(self, chosen: Sequence[int]) -> Prompts:
+        return replace(
+            self,
+            asked=[self.asked[i] for i in chosen],
+            columns=[self.columns[i] for i in chosen],
+            expected=[self.expected[i] for i in chosen] if self.expected else (),
+        )
 
 
 def read_prompts(path: Path, *, data_format: DataFormat = "auto", say: Say) -> Prompts:
@@ -82,10 +91,13 @@ def read_prompts(path: Path, *, data_format: DataFormat = "auto", say: Say) -> P
     return Prompts(path.name, found.digest, asked, [row.extra for row in found.rows], data_format)
 
 
-def own_prompts(run: Path, manifest: Mapping[str, Any], base: str | None, say: Say) -> Prompts:
+def own_prompts(
+    run: Path, manifest: Mapping[str, Any], base: str | None, say: Say, *, limit: int | None = None
+) -> Prompts:
     """The prompts of the rows that the run's stage held out, else of all its rows, which is said.
 
-    base: where the run's base is, if it moved. Raises InputError where the data is not found any more.
+    base: where the run's base is, if it moved. limit: how many the caller takes of them, for what is said.
+    Raises InputError where the data is not found any more.
     """
     if "settings" not in manifest or manifest["kind"] == "average":
         raise InputError(f"{run} ({manifest['kind']}) has no held-out rows of its own: give prompts with --data")
@@ -95,13 +107,21 @@ def own_prompts(run: Path, manifest: Mapping[str, Any], base: str | None, say: S
     split, measured = _held_out(run, manifest, stage, model, files, folder), "held-out rows"
     if not split:
         split, measured = _all_prompts(run, manifest, stage, folder), "rows, for nothing was held out: it has seen them"
-    prompts = [prompt for example in split if (prompt := _prompt(example)) is not None]
+    found = [(prompt, _answer(example)) for example in split if (prompt := _prompt(example)) is not None]
+    prompts = [prompt for prompt, _ in found]
     if not prompts:
         raise InputError(f"the rows of {run} are plain text without prompts: give prompts with --data")
-    say(f"prompts: {len(prompts):,} of its own {measured}")
+    some = f"{limit:,} of its own {len(prompts):,}" if limit is not None and limit < len(prompts) else None
+    say(f"prompts: {some or f'{len(prompts):,} of its own'} {measured}")
     content = json.dumps([repr(prompt) for prompt in prompts])
     name = f"{measured.split(',')[0]} of {manifest['stage']}"
-    return Prompts(name, f"sha256:{sha256(content.encode()).hexdigest()}", prompts, [{}] * len(prompts))
+    return Prompts(
+        name,
+        f"sha256:{sha256(content.encode()).hexdigest()}",
+        prompts,
+        [{}] * len(prompts),
+        expected=[text for _, text in found],
+    )
 
 
 def _stage(settings: Mapping[str, Any]) -> Any:
@@ -188,6 +208,16 @@ def _prompt(example: Example) -> Asked | None:
     if not messages or messages[-1].role not in ("user", "tool"):
         return None
     return Dialog(tuple(replace(message, trained=None) for message in messages), example.tools)
+
+
+def _answer(example: Example) -> str | None:
+    """The row's own last answer, what `_prompt` leaves out; None where it has none in words."""
+    if isinstance(example, Completion):
+        return example.completion or None
+    if not isinstance(example, Dialog) or len(example.messages) < 2:
+        return None
+    last = example.messages[-1]
+    return last.content or None if last.role == "assistant" and example.messages[-2].role != "assistant" else None
 
 
 def _outputs(run: Path, manifest: Mapping[str, Any]) -> dict[str, Path]:

@@ -55,7 +55,7 @@ def prompts_for(
     """The prompts of a file, or of the run's own held-out rows; the first `limit` of them. Raises InputError."""
     if data is not None:
         return read_prompts(data, data_format=data_format, say=say).first(limit)
-    return own_prompts(run, opened(run), base, say).first(limit)
+    return own_prompts(run, opened(run), base, say, limit=limit).first(limit)
 
 
 def mean_reward(

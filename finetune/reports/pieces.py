@@ -122,8 +122,8 @@ def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10, mark: bool = 
     """Rows of text for people to read, the first `limit` of them, saying how many there are.
 
     A row's `messages` are shown turn by turn, its other texts under their names, numbers in a line above. Two and more
-    texts beside `prompt` stand side by side, the one named `base` first; mark: in the last two the words that differ
-    are marked; neutral: those two are no before and after, but of two runs, marked alike.
+    texts beside `prompt` and `expected` stand side by side, the one named `base` first; mark: in the last two the words
+    that differ are marked; neutral: those two are no before and after, but of two runs, marked alike.
     """
     shown = rows[: max(limit, 0)]
     if not rows:
@@ -133,7 +133,9 @@ def samples(rows: Sequence[Mapping[str, Any]], *, limit: int = 10, mark: bool = 
 
 
 def _sample(row: Mapping[str, Any], mark: bool, neutral: bool) -> str:
-    texts = {name: value for name, value in row.items() if isinstance(value, str) and name != "prompt"}
+    texts = {
+        name: value for name, value in row.items() if isinstance(value, str) and name not in ("prompt", "expected")
+    }
     about = [f"{text(_named(name))} {text(value)}" for name, value in row.items() if isinstance(value, int | float)]
     turns = [f'<div class="ft-turn"><span class="ft-name">{" · ".join(about)}</span></div>'] if about else []
     messages = row.get("messages") or (row.get("prompt") if isinstance(row.get("prompt"), list) else None)
@@ -141,6 +143,8 @@ def _sample(row: Mapping[str, Any], mark: bool, neutral: bool) -> str:
         turns += [_message(message) for message in messages]
     elif isinstance(row.get("prompt"), str):
         turns.append(_turn("prompt", row["prompt"], "ft-prompt"))
+    if isinstance(row.get("expected"), str):
+        turns.append(_turn("expected", row["expected"], ""))
     if len(texts) < 2:
         turns += [_turn(_named(name), value, "") for name, value in texts.items()]
     else:

@@ -57,7 +57,7 @@ def box(title: str, body: str) -> Html:
 
 def answer_row(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """A row of an `answers` evaluation as a sample: what was asked, and each answer."""
-    shown = {key: clip(row[key]) for key in ("prompt", "messages") if row.get(key)}
+    shown = {key: clip(row[key]) for key in ("prompt", "messages", "expected") if row.get(key)}
     return {**shown, **{name: clip(row[name]) for name in names if isinstance(row.get(name), str)}}
 
 

@@ -171,3 +171,8 @@ def _loss_unit(manifest: Mapping[str, Any]) -> str:
 def percent(share: float) -> str:
     """A share in [0, 1] as 97.4 %."""
     return f"{100 * share:.1f} %"
+
+
+def counted(count: int, name: str) -> str:
+    """How many of what: 1 pair, 1,204 pairs."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from finetune.cli.eval_shown import in_one_line, plain
+from finetune.cli.eval_answers import answer_lines
+from finetune.cli.eval_shown import in_one_line, plain, shown
 from finetune.cli.main import main
 from finetune.plan.evaluations import Evaluation
 
@@ -77,6 +78,31 @@ def test_the_help_lists_every_option_once_in_sections(capsys):
     for section in ("What is measured", "How answers are drawn", "Comparing", "Output", "Other"):
         assert f"\n{section}:" in text
     assert text.count("\n  --judge RUN") == text.count("\n  --base FOLDER") == text.count("--help") == 1
+
+
+def test_answers_are_printed_to_be_read(evaluated):
+    code, out, _ = evaluated("--stage", "sft", "--task", "answers", "--limit", 2, "--max-new-tokens", 4)
+    assert code == 0 and "\n1. prompt\n     " in out and "\n2. prompt\n" in out
+    parts = [out.index(f"\n   {name}\n     ") for name in ("expected", "base", "sft")]
+    assert parts == sorted(parts) and "2 rows in " in out
+
+
+def test_printed_answers_are_wrapped_cut_and_obeyed_by_no_terminal():
+    row = {"prompt": "Ask?", "base": "word " * 60 + "\n\n- a list", "sft": "\x1b[2J", "messages": [{}, {}]}
+    lines = answer_lines(Evaluation("answers", {}, {}, {"names": ["base", "sft"]}, [row] * 14), 50)
+    assert max(map(len, lines)) <= 50 and "12. prompt" in lines and "13. prompt" not in lines
+    assert "     - a list" in lines and "\x1b" not in "".join(lines) and "     \ufffd[2J" in lines
+    assert "   (after 1 turn before it)" in lines and lines[-2] == "2 more in the evaluation: --out writes all"
+    assert sum(line.count("word") for line in lines) == 12 * 60
+    assert "     (nothing)" in answer_lines(Evaluation("answers", {}, {}, {"names": ["a"]}, [{"prompt": "", "a": ""}]))
+
+
+def test_one_of_something_is_said_as_one():
+    results = {"loss": {"value": 1.0, "low": 1.0, "high": 1.0}, "perplexity": None, "tokens": 1, "rows": 1}
+    assert shown(Evaluation("loss", {"name": "a"}, {}, results, [{}]))[0].endswith("over 1 token of 1 row")
+    assert in_one_line(Evaluation("answers", {"name": "a"}, {}, {"names": ["base"]}, [{}])).endswith(
+        "1 prompt answered by base"
+    )
 
 
 def test_one_line_of_an_evaluation():

@@ -9,8 +9,9 @@ import pytest
 import yaml
 from stage_recipes import PAIRS, QUESTIONS, reward_stage, sft_stage, write_jsonl
 
+from finetune.chat.model import Answering
 from finetune.errors import InputError
-from finetune.evaluation.answers import asked_row
+from finetune.evaluation.answers import asked_row, write_answers
 from finetune.evaluation.prompts import own_prompts, question, read_prompts
 from finetune.evaluation.reported import asked_again
 from finetune.evaluation.tasks import evaluate
@@ -35,6 +36,18 @@ def elsewhere(tmp_path, monkeypatch):
 def test_a_question_has_alpacas_separate_input():
     assert question(Dialog((Message("user", "Translate.", context="Bonjour"),))) == "Translate.\n\nBonjour"
     assert question(Dialog((Message("user", "Translate."),))) == "Translate."
+
+
+def test_a_run_is_asked_some_of_its_rows_and_keeps_what_they_answer_themselves(lab):
+    said: list[str] = []
+    found = write_answers(lab.run("sft"), limit=2, answering=Answering(max_new_tokens=2), say=said.append)
+    assert "prompts: 2 of its own 6 held-out rows" in said
+    own_answers = {row["prompt"]: row["completion"] for row in QUESTIONS}
+    assert [row["expected"] for row in found.rows] == [own_answers[row["prompt"]] for row in found.rows]
+    assert len(found.rows) == 2 and found.results["names"][-1] == "sft"
+    compared = write_answers(lab.run("dpo"), limit=20, answering=Answering(max_new_tokens=2), say=said.append)
+    assert "prompts: 8 of its own held-out rows" in said
+    assert all("expected" not in row for row in compared.rows)  # of two answers neither is the row's own
 
 
 def test_one_file_read_as_two_formats_is_two_measurements(tmp_path):

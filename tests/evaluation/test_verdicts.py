@@ -96,8 +96,9 @@ def test_at_equal_length_is_left_out_where_it_is_no_estimate():
     longer = [Judged("win", (), (20, 10)), Judged("loss", (), (15, 10))] * 20
     alike = [Judged("loss", (), (20, 10)), Judged("loss", (), (10, 20))] * 20
     steep = [Judged("loss", (), (10, 20 + n)) for n in range(40)] + [Judged("win", (), (60, 20))] * 2
-    for judged, why in ((few, "fewer than 30"), ([*few, *[Judged("win", (), SAME)] * 50], "fewer than 30"),
-                        (longer, "always the longer"), (alike, "came out alike"), (steep, "ends at or beyond")):  # fmt: skip
+    level = [*few, *[Judged("win", (), SAME)] * 50]
+    cases = {"fewer than 30": few, "of different length": level, "always the longer": longer, "came out alike": alike}
+    for why, judged in {**cases, "ends at or beyond": steep}.items():
         found = win_rate_results(judged)
         assert found["at_equal_length"] is None and why in found["at_equal_length_left_out"], why
         lines = shown(Evaluation("win_rate", {"name": "p"}, {}, found, [{}] * len(judged)))

@@ -112,6 +112,7 @@ def test_answers_and_evaluations_are_on_the_page(tmp_path):
     folder = sft_run(tmp_path / "runs", make_base(tmp_path / "base"))
     assert "Answers before and after" not in run_page(read_run(folder))
     rows = [{"prompt": f"Ask {n}?", "messages": None, "base": "Well.", "sft": f"Well {n}. {NASTY}"} for n in range(9)]
+    rows[0]["expected"] = "Right."
     keep_evaluation(folder, Evaluation("answers", {"name": "own rows"}, {"temperature": 0.0, "max_new_tokens": 64},
                                        {"names": ["base", "sft"]}, rows))  # fmt: skip
     results = {
@@ -126,6 +127,8 @@ def test_answers_and_evaluations_are_on_the_page(tmp_path):
     words = read(content).words
     assert "Greedy answers of at most 64 tokens to own rows." in words
     assert content.count("<article") == 9 and "3 more" in words
+    assert words.count("expected Right.") == 1 and words.index("expected Right.") < words.index("base Well.")
+    assert "<mark>Right" not in content  # it stands apart: marked is what the run changed
     older = Evaluation("answers", {"name": "other rows"}, {}, {"names": ["base", "sft"]}, rows[:1], made="2020")
     keep_evaluation(folder, older)
     words = read(run_page(read_run(folder))).words
