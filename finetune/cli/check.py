@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -30,7 +31,8 @@ def check(recipe: Path, overrides: tuple[str, ...]) -> None:
     check_recipe(loaded)
     check_data(loaded)
     model = loaded.recipe.model
-    where = "" if loaded.locate(model.base).is_dir() else " (hub, not looked up)"
+    folder = loaded.locate(model.base)
+    where = "" if folder.is_dir() else f" (hub id, not looked up; no folder of that name at {os.path.abspath(folder)})"
     click.echo(f"{recipe} is right")
     click.echo(f"  name    {loaded.recipe.name}")
     click.echo(f"  base    {model.base}{where}, loaded in {model.load_in}")

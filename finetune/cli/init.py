@@ -50,6 +50,8 @@ def init(path: Path, base: str | None, data: str | None) -> None:
         click.echo(f"wrote {folder / _EXAMPLE} ({len(_EXAMPLE_ROWS)} rows that show the format: put your own there)")
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
+    if base is not None and not (given := Path(os.path.expanduser(base))).exists():
+        click.echo(f"base {base}: taken for a hub id, since there is no folder {given.absolute()}")
     click.echo(f"wrote {path}\nnext: finetune check {shlex.quote(str(path))}")
 
 

@@ -51,7 +51,7 @@ def locate_base(model: ModelSettings, folder: Path, *, weights: bool) -> BaseFil
     elif _looks_like_path(model.base):
         raise BaseModelError(f"model.base: no folder {path}; give a checkpoint folder or a hub id such as org/name")
     else:
-        path, revision = _from_hub(model.base, model.revision, weights)
+        path, revision = _from_hub(model.base, model.revision, weights, path)
     config = read_json(path / "config.json")
     if config is None:
         raise BaseModelError(f"{path} has no config.json: not a Hugging Face checkpoint folder")
@@ -136,7 +136,8 @@ def _chat_template(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _from_hub(repo: str, revision: str | None, weights: bool) -> tuple[Path, str]:
+def _from_hub(repo: str, revision: str | None, weights: bool, no_folder: Path) -> tuple[Path, str]:
+    """no_folder: where a folder of that name would be; who meant one is told that it is not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -156,13 +157,14 @@ def _from_hub(repo: str, revision: str | None, weights: bool) -> tuple[Path, str
         ) from error
     except RepositoryNotFoundError as error:
         raise BaseModelError(
-            f"{repo}: no such model on the hub, or it is private and you are not logged in (`hf auth login`)"
+            f"{repo}: no such model on the hub, or it is private and you are not logged in (`hf auth login`); there "
+            f"is no folder {no_folder} either"
         ) from error
     except RevisionNotFoundError as error:
         raise BaseModelError(f"{repo} has no revision {revision!r}") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
         raise BaseModelError(
-            f"{repo} is not in the local cache and the hub could not be reached ({type(error).__name__}): check the "
-            "network, or give a folder with the checkpoint as model.base"
+            f"{repo} is not in the local cache and the hub could not be reached ({type(error).__name__}), and there "
+            f"is no folder {no_folder} either: check the network, or give a folder with the checkpoint as model.base"
         ) from error
     return folder, folder.name

@@ -21,7 +21,8 @@ def test_a_right_recipe(finetune: Any, tmp_path: Path) -> None:
     assert done.stdout == (
         "recipe.yaml is right\n"
         "  name    chat\n"
-        "  base    org/model (hub, not looked up), loaded in fp32\n"
+        f"  base    org/model (hub id, not looked up; no folder of that name at {tmp_path / 'org/model'}), "
+        "loaded in fp32\n"
         "  stages  sft (sft), 3 data sources\n"
         "          more (sft), 1 data source\n"
     )

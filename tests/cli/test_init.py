@@ -116,8 +116,10 @@ def test_given_base_and_data_are_relative_to_the_recipe(tmp_path: Path, shared: 
     assert not (tmp_path / "recipes" / "data").exists()
 
 
-def test_hub_names_are_taken(tmp_path: Path) -> None:
+def test_hub_names_are_taken(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["init", "--base", "org/model", "--data", "org/rows"]) == 0
+    said = f"base org/model: taken for a hub id, since there is no folder {tmp_path / 'org/model'}\n"
+    assert said in capfd.readouterr().out
     recipe = checked("recipe.yaml")
     assert recipe.model.base == "org/model"
     assert recipe.stages["sft"].data[0].hub == "org/rows"
