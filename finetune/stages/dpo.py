@@ -71,7 +71,7 @@ def run(stage: DpoStage, job: Job) -> Outcome:
         trained, resolved = train_dpo(stage, job, opened, words, data, RATE_FACTOR)
     else:
         trained, resolved = _train(stage, job, opened, data)
-    warnings = _warn_of_fall(trained, job)
+    warnings = _warn_of_fall(trained, stage, job)
     session.save(job, opened, words)
     proof = session.prove(job, opened, *proof_rows(data))
     return Outcome(
@@ -254,14 +254,16 @@ def _reference_key(job: Job, opened: session.Session) -> list[str]:
     return [job.base.digest, start, precision.load_in, str(precision.compute), opened.device.type]
 
 
-def _warn_of_fall(trained: loop.Trained, job: Job) -> list[str]:
+def _warn_of_fall(trained: loop.Trained, stage: DpoStage, job: Job) -> list[str]:
     """DPO's classic failure: the gap grows while both answers, the chosen ones too, become less likely."""
     before, after = trained.progress.first_held_out_metrics, trained.progress.held_out_metrics
     if "logp_chosen" not in before or (fall := before["logp_chosen"] - after["logp_chosen"]) < FALL:
         return []
+    set_now = stage.nll_weight
+    pull = f"a larger nll_weight than {set_now:g}" if set_now else "nll_weight (Llama 3 used 0.2)"
     warning = (
         f"the held-out chosen answers became less likely: {fall:.2f} nats per token less than before training. The "
-        "loss only asks for a gap; nll_weight (Llama 3 used 0.2), a larger beta or a lower learning rate hold them up"
+        f"loss only asks for a gap; {pull}, a larger beta or a lower learning rate hold them up"
     )
     job.say(f"warning: {warning}")
     return [warning]

@@ -160,6 +160,10 @@ def test_a_fall_of_the_chosen_answers_is_told(walk, tmp_path):
     metrics = done.manifest("dpo")["metrics"]
     fall = metrics["first_held_out_metrics"]["logp_chosen"] - metrics["held_out_metrics"]["logp_chosen"]
     assert f"{fall:.2f} nats per token" in warning and fall > 0.1
+    data = [{"path": "noisy.jsonl"}]
+    little = walk({"dpo": dpo_stage(data=data, reference="batch", nll_weight=0.001, train=steep)})
+    (warning,) = little.manifest("dpo")["warnings"]
+    assert "a larger nll_weight than 0.001, a larger beta" in warning, "what is set already is no advice"
     held = walk({"dpo": dpo_stage(nll_weight=1.0, train=train(max_steps=4))})
     assert held.manifest("dpo")["warnings"] == [] and "less likely" not in held.said
 
