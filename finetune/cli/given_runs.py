@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +26,28 @@ def stages_of(recipe: Path, names: Sequence[str], overrides: Sequence[str], runs
         if name not in known:
             raise InputError(f"{recipe} has no stage '{name}'; it has {', '.join(known)}")
         if name not in done:
-            raise InputError(f"stage {name} of {recipe} is not finished: `finetune run {recipe}` first")
+            raise InputError(
+                f"stage {name} of {recipe} is not finished: `finetune run {recipe}` first{looked_in(runs)}"
+            )
     chosen = names or [stage.name for stage in plan.stages if stage.name in done and stage.kind not in _NOT_WRITERS]
     if not chosen:
-        raise InputError(f"{recipe}: no stage that writes answers is finished: `finetune run {recipe}` first")
+        missing = "no stage that writes answers is finished"
+        raise InputError(f"{recipe}: {missing}: `finetune run {recipe}` first{looked_in(runs)}")
     return [plan.stage(name).folder for name in chosen]
+
+
+def looked_in(runs: Path) -> str:
+    """The end of a message that a run is not there: runs belong to the folder that one works in, or to --runs."""
+    return f" (looked in {_told(runs)}; --runs names another folder)"
+
+
+def where_runs_lie(runs: Path) -> str:
+    """Which runs folder a command reads, in one line."""
+    return f"runs: {_told(runs)}"
+
+
+def _told(runs: Path) -> str:
+    return os.path.abspath(runs) + ("" if runs.is_dir() else ", which does not exist")
 
 
 def existing(folder: Path) -> Path:

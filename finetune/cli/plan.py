@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from finetune.cli.given_runs import where_runs_lie
 from finetune.cli.options import recipe_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
     """Show the stages in order: what each reads, what is done, where each run lies, and what it needs.
 
     Of a stage that is to be run it is said why: never run, interrupted, or what has changed since it last was. Nothing
-    is trained and no weight is loaded. The memory is an upper bound: every row max_length long.
+    is trained and no weight is loaded. The memory is an upper bound, every row max_length long, of what lies on the
+    device: weights, adapters, optimiser, activations. Python and its libraries come on top.
 
     \b
     Example:
@@ -37,6 +39,7 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
     made = make_plan(loaded, runs)
     at = f" at {made.base.revision}" if made.base.revision else ""
     click.echo(f"{made.recipe.name}: base {made.base.name}{at}, {made.recipe.model.load_in}, seed {made.recipe.seed}")
+    click.echo(where_runs_lie(runs))
     for stage in made.stages:
         reads = f", reads {', '.join(stage.inputs)}" if stage.inputs else ""
         click.echo(f"{stage.name} ({stage.kind}{reads}): {stage.state}")
@@ -47,6 +50,8 @@ def plan(recipe: Path, overrides: tuple[str, ...], runs: Path) -> None:
             for line in _needs(stage.estimate):
                 click.echo(f"  {line}")
     counts = Counter(stage.state for stage in made.stages)
+    if counts["done"] < len(made.stages):
+        click.echo("memory: what a stage puts on the device; Python and its libraries come on top (docs/memory.md)")
     click.echo(", ".join(f"{counts[state]} {state}" for state in ("done", "started", "to do") if counts[state]))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from finetune.cli.given_runs import where_runs_lie
 from finetune.cli.options import recipe_options
 
 
@@ -40,6 +41,7 @@ def show(recipe: Path, overrides: tuple[str, ...], runs: Path, as_json: bool) ->
     if as_json:
         click.echo(json.dumps(stages, indent=2))
         return
+    click.echo(where_runs_lie(runs))
     for entry in stages:
         click.echo(f"{entry['name']} ({entry['kind']}): {entry['state']}: {entry['path']}")
         if entry["metrics"]:

@@ -60,7 +60,12 @@ def test_parts_of_a_recipe_and_why_the_rest_would_run(finetune: Run, recipe: Pat
     assert (tmp_path / "runs" / "tiny" / "summary.md").read_text() in done.out
 
     plan = finetune("plan", recipe, "--set", "stages.helpful.train.learning_rate=0.001").out
-    assert "sft (sft): done\n  folder" in plan
+    assert f"\nruns: {tmp_path / 'runs'}\nsft (sft): done\n  folder" in plan
+    assert "\nmemory: what a stage puts on the device; Python and its libraries come on top" in plan
+    for command in ("plan", "show"):
+        elsewhere = finetune(command, recipe, "--runs", "elsewhere").out
+        assert f"runs: {tmp_path / 'elsewhere'}, which does not exist\n" in elsewhere
+    assert finetune("show", recipe).out.startswith(f"runs: {tmp_path / 'runs'}\nsft (sft): done")
     assert "helpful (reward, reads sft): to do\n  why         train.learning_rate 0.005 -> 0.001\n" in plan
     assert "dpo (dpo, reads sft): to do\n  why         never run\n" in plan
     assert plan.endswith("1 done, 2 to do\n")

@@ -115,7 +115,7 @@ def test_wrong_use(lab: Lab, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPa
         ((plain, "--stage", "plain"), "--stage belongs to a recipe"),
         ((recipe, plain, *runs), "give one recipe, or folders"),
         ((recipe, "--stage", "nope", *runs), "has no stage 'nope'"),
-        ((recipe, "--runs", tmp_path), "no stage that writes answers is finished"),
+        ((recipe, "--runs", tmp_path), f"`finetune run {recipe}` first (looked in {tmp_path}; --runs names"),
         ((plain, plain), "give each run once"),
         ((plain, lab.base, "--port", 0), "is a whole model: it stands alone"),
         ((plain, "--pairs", tmp_path / "none" / "p.jsonl"), "--pairs: no such folder"),
