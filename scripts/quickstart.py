@@ -18,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -109,8 +110,8 @@ def main() -> int:
         f"PPO: held-out score {metrics['ppo']['held_out_reward_before']:.2f} -> "
         f"{metrics['ppo']['held_out_reward_after']:.2f}, at a KL of {metrics['ppo']['held_out_kl_after']:.2f} nats to "
         "where it began.\n"
-        f"Training took {trained - start:.0f} s with start-up, measuring {measured - trained:.0f} s.\n"
-        + "\n".join(f"{name}: {stage['path']}" for name, stage in stages.items())
+        f"Training took {trained - start:.0f} s with start-up, measuring {measured - trained:.0f} s.\n\n"
+        + "\n".join(["Look at it:", *next_commands(options)])
     )
     return 0
 
@@ -119,6 +120,19 @@ def finetune(command: str, *options: str, capture: bool = False) -> subprocess.C
     """Run `finetune COMMAND recipes/quickstart.yaml`, as a user would in the project's root."""
     words = [sys.executable, "-m", "finetune.cli.main", command, str(RECIPE), *options]
     return subprocess.run(words, cwd=ROOT, check=False, text=True, stdout=subprocess.PIPE if capture else None)
+
+
+def next_commands(options: Sequence[str]) -> list[str]:
+    """How to look at what was made, as typed in the project's root. options: the same --runs and --set."""
+    changed = shlex.join(option for option in options if option != "--runs=runs")
+    return [
+        f".venv/bin/finetune {command}{' ' * bool(changed)}{changed}"
+        for command in (
+            f"report {RECIPE} --open",
+            f"chat {RECIPE} --stage dpo --against base",
+            f"serve {RECIPE} --stage sft --stage dpo",
+        )
+    ]
 
 
 def read_questions(path: Path) -> tuple[list[str], list[str]]:
