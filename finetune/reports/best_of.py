@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune.numerics.best_of import BestOf
 from finetune.reports.pictures import CHOSEN, Format, note, render
+from finetune.reports.words import counted
 
 
 def best_of_picture(curve: Sequence[BestOf], *, prompts: int, score: str, format: Format = "svg") -> bytes:
@@ -29,6 +30,6 @@ def best_of_picture(curve: Sequence[BestOf], *, prompts: int, score: str, format
         axes.set_xmargin(0.12)
         axes.set_ymargin(0.16)
         axes.autoscale_view()
-        note(axes, f"{prompts:,} prompts, {curve[-1].k:,} samples each\n95 % intervals over prompts")
+        note(axes, f"{counted(prompts, 'prompt')}, {counted(curve[-1].k, 'sample')} each\n95 % intervals over prompts")
 
     return render(draw, "Best of k", format, (5.6, 3.8))

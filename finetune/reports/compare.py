@@ -13,7 +13,7 @@ from finetune.reports.pieces import Html, join, number, samples, table, text
 from finetune.reports.read import FinishedRun
 from finetune.reports.results import ANSWERS, clip, told
 from finetune.reports.sections import Section
-from finetune.reports.words import Figure, capital, kind_in_short, kind_in_words, result
+from finetune.reports.words import Figure, capital, counted, kind_in_short, kind_in_words, result
 
 Pair = tuple[FinishedRun, FinishedRun]
 
@@ -107,7 +107,8 @@ def _answers(rows: Sequence[Mapping[str, Any]], names: tuple[str, str]) -> Html:
         return Html("")
     differ = [row for row in rows if row[names[0]] != row[names[1]]]
     same = [row for row in rows if row[names[0]] == row[names[1]]]
-    told = f"{len(rows):,} prompts: {len(differ):,} answers differ, {len(same):,} are the same."
+    told = f"{counted(len(rows), 'prompt')}: {counted(len(differ), 'answer')} differ{'s' * (len(differ) == 1)}, "
+    told += f"{len(same):,} {'is' if len(same) == 1 else 'are'} the same."
     return Html(f"<p>{told}</p>{samples([*differ, *same], limit=ANSWERS, neutral=True)}")
 
 
@@ -146,7 +147,7 @@ def _figure_row(one: Figure | None, other: Figure | None) -> tuple[str, str | No
     if one is not None and other is not None:
         far = one.after - other.after
         gap = ("+" if far > 0 else "") + known.told(far)
-    return known.name, None if one is None else str(one), None if other is None else str(other), gap
+    return known.name, None if one is None else one.whole, None if other is None else other.whole, gap
 
 
 def _difference(left: float | None, right: float | None) -> str | None:

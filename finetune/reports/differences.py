@@ -8,7 +8,7 @@ from typing import Any
 from finetune.plan.evaluations import Evaluation
 from finetune.recipe.positions import KeyPath, key_path_text
 from finetune.reports.read import FinishedRun
-from finetune.reports.words import Figure, figures
+from finetune.reports.words import Figure, counted, figures
 
 Difference = tuple[str, Any, Any]
 """(what, in the first, in the second); a value that one of them has not is MISSING."""
@@ -158,7 +158,7 @@ def _data(found: Mapping[str, Any]) -> dict[str, Any]:
     for held_out in ("sources", "held_out_sources"):
         for source in found.get(held_out) or ():
             name = f"{source.get('source')}{' (held out)' if held_out != 'sources' else ''}"
-            sources[name] = f"{source.get('used'):,} rows of content {str(source.get('digest'))[-12:]}"
+            sources[name] = f"{counted(source.get('used') or 0, 'row')} of content {str(source.get('digest'))[-12:]}"
     return {**sources, **counts, **flat({"left out": found.get("dropped") or {}})}
 
 

@@ -9,7 +9,7 @@ from finetune.plan.evaluations import Evaluation
 from finetune.reports.pieces import Html, join, number, table, text
 from finetune.reports.read import FinishedRun
 from finetune.reports.results import box, is_figure, is_number, told
-from finetune.reports.words import lasted, percent
+from finetune.reports.words import counted, lasted, percent
 
 _SHARES = ("win_rate", "ifeval", "gsm8k")
 """Tasks whose figures are shares."""
@@ -40,7 +40,7 @@ def _title(found: Evaluation) -> str:
     judge = found.settings.get("judge")
     by = judge.get("name") or judge.get("model") if isinstance(judge, Mapping) else judge
     parts = [f"{found.task.replace('_', ' ')} on {found.data.get('name')}"]
-    parts += [f"{found.data['rows']:,} rows"] if isinstance(found.data.get("rows"), int) else []
+    parts += [counted(found.data["rows"], "row")] if isinstance(found.data.get("rows"), int) else []
     parts += [f"against {found.against.get('name')}"] if found.against else []
     parts += [f"judged by {by}"] if by else []
     return ", ".join([*parts, f"made {found.made[:16].replace('T', ' ')} in {lasted(found.seconds)}"])

@@ -47,7 +47,7 @@ def recipe_page(name: str, runs: Sequence[FinishedRun], unfinished: Mapping[str,
             (
                 Html(f'<a href="#{anchor(run.stage)}">{text(run.stage)}</a>'),
                 kind_in_words(run.manifest),
-                Html("<br>".join(text(f"{figure.name} {figure}") for figure in figures(run.manifest)[:2])),
+                Html("<br>".join(text(f"{figure.name} {figure.whole}") for figure in figures(run.manifest)[:2])),
                 lasted(run.manifest.get("seconds") or 0.0),
             )
             for run in runs

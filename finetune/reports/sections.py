@@ -11,7 +11,7 @@ import yaml
 from finetune.reports.bars import length_bars
 from finetune.reports.pieces import Html, code, facts, join, note, number, table, text
 from finetune.reports.read import FinishedRun
-from finetune.reports.words import capital, figures, kind_in_words, lasted, result
+from finetune.reports.words import capital, counted, few_held_out, figures, kind_in_words, lasted, result
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ def lead(run: FinishedRun) -> Html:
     base = str((about.get("base") or {}).get("name", "an unknown base"))
     data = about.get("data") or {}
     rows = data.get("train_rows", data.get("prompts"))
-    of = {"reject": "prompts", "ppo": "prompts", "grpo": "prompts", "rloo": "prompts", "reward": "comparisons"}
-    words = [f"{rows:,} {of.get(run.kind, 'rows')}"] if isinstance(rows, int) else []
+    of = {"reject": "prompt", "ppo": "prompt", "grpo": "prompt", "rloo": "prompt", "reward": "comparison"}
+    words = [counted(rows, of.get(run.kind, "row"))] if isinstance(rows, int) else []
     words += [lasted(about["seconds"])] if about.get("seconds") is not None else []
     return Html(
         f'<p class="lead">{text(capital(kind_in_words(about)))} on {text(base)}: {", ".join(words)}. '
@@ -43,15 +43,18 @@ def tiles(run: FinishedRun) -> Html:
     """The few figures that matter, large."""
     shown = [
         f'<div class="tile"><span class="ft-quiet">{text(capital(figure.name))}</span>'
-        f'<span class="value">{text(str(figure))}</span><span class="ft-quiet">{text(figure.unit)}</span></div>'
+        f'<span class="value">{text(str(figure))}</span>'
+        f'<span class="ft-quiet">{text(figure.unit or figure.within)}</span></div>'
         for figure in figures(run.manifest)
     ]
     return Html(f'<div class="tiles">{"".join(shown)}</div>' if shown else "")
 
 
 def notes(run: FinishedRun) -> Html:
-    """What the run warned of, and what is wrong with its files."""
+    """What the run warned of, that it was measured on too little, and what is wrong with its files."""
     warned = run.manifest.get("warnings") or ()
+    few = few_held_out(run.manifest)
+    warned = [*warned, *([f"{run.stage}: {few}"] if few else [])]
     return join([*(note(str(warning)) for warning in warned), *(note(f"{run.stage}: {line}") for line in run.notes)])
 
 

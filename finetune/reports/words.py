@@ -34,9 +34,23 @@ class Figure:
     before: float | None
     after: float
     unit: str = ""
+    interval: tuple[float, float] | None = None
+    """The ends of the 95 % interval of `after`, where the run has measured one."""
 
     def __str__(self) -> str:
         return self.told(self.after) if self.before is None else f"{self.told(self.before)} → {self.told(self.after)}"
+
+    @property
+    def within(self) -> str:
+        """Its interval in words, empty where there is none."""
+        if self.interval is None:
+            return ""
+        return f"95 % interval {self.told(self.interval[0])} to {self.told(self.interval[1])}"
+
+    @property
+    def whole(self) -> str:
+        """The figure with its interval."""
+        return f"{self} ({self.within})" if self.interval else str(self)
 
     def told(self, value: float) -> str:
         """A value of this figure as text: shares as percentages."""
@@ -78,7 +92,8 @@ def _figures(manifest: Mapping[str, Any]) -> Iterator[Figure | None]:
     first, last = metrics.get("first_held_out_metrics") or {}, metrics.get("held_out_metrics") or {}
     if kind in ("reward", "dpo"):
         after = report.get("accuracy", last.get("accuracy"))
-        yield _figure("held-out accuracy", first.get("accuracy"), after)
+        ends = (report["low"], report["high"]) if {"accuracy", "low", "high"} <= set(report) else None
+        yield _figure("held-out accuracy", first.get("accuracy"), after, interval=ends)
     if kind in ONLINE:
         for name, shown, unit in (
             ("reward", "reward", ""),
@@ -112,7 +127,7 @@ def result(manifest: Mapping[str, Any]) -> str:
     held_out = any(figure.name.startswith("held-out") for figure in figures(manifest))
     if kind == "reward" and (report := manifest.get("held_out_report")):
         return (
-            f"Of {report['pairs']:,} held-out pairs it gives the better answer the higher score in "
+            f"Of {counted(report['pairs'], 'held-out pair')} it gives the better answer the higher score in "
             f"{percent(report['accuracy'])} (95 % interval {percent(report['low'])} to {percent(report['high'])}); "
             f"the mean gap is {number(report['mean_gap'])}."
         )
@@ -124,10 +139,11 @@ def result(manifest: Mapping[str, Any]) -> str:
         return f"{told}."
     if kind == "reject" and metrics.get("best_of"):
         best = figures(manifest)[0]
-        samples = max(metrics["best_of"], key=int)
+        samples, kept = max(metrics["best_of"], key=int), metrics.get("kept", 0)
         return (
             f"One sampled answer scores {number(best.before or 0.0)} on average, the best of {samples} scores "
-            f"{number(best.after)}. {metrics.get('kept', 0):,} rows were kept of {metrics.get('prompts', 0):,} prompts."
+            f"{number(best.after)}. {counted(kept, 'row')} {'was' if kept == 1 else 'were'} kept of "
+            f"{counted(metrics.get('prompts', 0), 'prompt')}."
         )
     if kind == "average":
         return f"The mean of {metrics.get('adapters', 'several')} adapters; nothing was trained."
@@ -147,10 +163,30 @@ def result(manifest: Mapping[str, Any]) -> str:
     return "No result is recorded."
 
 
-def _figure(name: str, before: Any, after: Any, unit: str = "") -> Figure | None:
+FEW = 20
+"""Rows held out of which fewer say little: even of 20, a share of one half has a 95 % interval of 30 % to 70 %."""
+
+
+def few_held_out(manifest: Mapping[str, Any]) -> str | None:
+    """What a reader has to know where a stage held out something, but fewer than FEW."""
+    data, kind = manifest.get("data") or {}, manifest.get("kind")
+    rows = data.get("held_out_rows") or data.get("held_out_prompts")
+    count = rows or (manifest.get("held_out_report") or {}).get("pairs") or 0
+    if not 0 < count < FEW:
+        return None
+    name = "prompt" if kind in ONLINE else "comparison" if kind in ("reward", "dpo") else "row"
+    return (
+        f"only {counted(count, name)} {'was' if count == 1 else 'were'} held out: with fewer than {FEW} the held-out "
+        "figures say little, and other rows may give quite others"
+    )
+
+
+def _figure(
+    name: str, before: Any, after: Any, unit: str = "", *, interval: tuple[float, float] | None = None
+) -> Figure | None:
     if not isinstance(after, int | float):
         return None
-    return Figure(name, float(before) if isinstance(before, int | float) else None, float(after), unit)
+    return Figure(name, float(before) if isinstance(before, int | float) else None, float(after), unit, interval)
 
 
 def _moved(figure: Figure) -> str:

@@ -4,16 +4,18 @@ import re
 import shutil
 
 import pytest
-from finished_runs import NASTY, chain, jsonl, sft_run, whole_run
+from finished_runs import NASTY, chain, data, jsonl, sft_run, whole_run
 from page_reader import read
 from release.made_runs import make_base, make_merged
 
 from finetune.errors import InputError
 from finetune.plan.evaluations import Evaluation, keep_evaluation
+from finetune.reports.calibration import ScoredPairs, reward_report
 from finetune.reports.page import page, recipe_page, run_page
 from finetune.reports.pieces import Html
 from finetune.reports.read import read_run
 from finetune.reports.sections import Section
+from finetune.reports.words import few_held_out
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,22 @@ def test_a_result_that_got_worse_is_not_hidden(tmp_path):
     assert "the loss rose from 0.5 to 0.75" in read(run_page(read_run(folder))).words
     nothing = sft_run(tmp_path / "more", make_base(tmp_path / "b2"), metrics={"first_loss": 2.0, "last_loss": 1.0})
     assert "nothing was held out" in read(run_page(read_run(nothing))).words
+
+
+def test_few_held_out_rows_are_said_plainly_and_the_interval_stands_in_the_summary(tmp_path):
+    base = make_base(tmp_path / "base")
+    one = reward_report(ScoredPairs([1.0], [0.0], [3], [4]))
+    about = {"held_out_report": one, "metrics": {"steps": 1}, "data": data(held_out_rows=1, train_rows=1)}
+    run = read_run(whole_run(tmp_path / "runs", base, "helpful", "reward", **about))
+    words = read(run_page(run)).words
+    assert "helpful: only 1 comparison was held out: with fewer than 20 the held-out figures say little" in words
+    assert "Held-out accuracy 100.0 % 95 % interval 20.7 % to 100.0 %" in words
+    assert "Of 1 held-out pair it gives" in words and ": 1 comparison, " in words
+    assert "held-out accuracy 100.0 % (95 % interval 20.7 % to 100.0 %)" in read(recipe_page("r", [run], {})).words
+    for count, said in ((0, False), (1, True), (19, True), (20, False)):
+        rows = sft_run(tmp_path / f"n{count}", base, data=data(held_out_rows=count))
+        assert ("held out: with fewer than" in read(run_page(read_run(rows))).words) == said, count
+    assert few_held_out({"kind": "ppo", "data": {"held_out_prompts": 2}}).startswith("only 2 prompts were held out")
 
 
 def test_data_says_what_was_left_out_how_long_rows_are_and_what_is_trained(folders):
