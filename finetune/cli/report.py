@@ -60,7 +60,7 @@ def report(
     from finetune.evaluation.reported import Asking, both_with_answers, with_answers
     from finetune.reports.compare import comparison_page, run_names
     from finetune.reports.page import recipe_page, run_page
-    from finetune.reports.place import write_page
+    from finetune.reports.place import open_page, write_page
 
     asking = None if no_answers else Asking(prompts, base, lambda line: click.echo(line, err=True))
     plan, folders = _chosen(run, stage_name, overrides, runs)
@@ -80,8 +80,9 @@ def report(
         page = run_page(with_answers(folders[0], asking))
     write_page(place, page)
     click.echo(f"{place}: {len(page.encode()) / 2**20:.2f} MiB")
-    if open_it:
-        click.launch(str(place.resolve()))
+    click.echo(place.resolve().as_uri())
+    if open_it and not open_page(place):
+        click.echo("no browser could be opened here: open that address in one", err=True)
 
 
 def _chosen(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from finetune.durable import rename_file, write_bytes
 from finetune.errors import InputError
+
+_LONGEST_START = 3.0
+"""Seconds in which a program that opens pages has failed, if it fails; one that goes on is the browser itself."""
 
 
 def check_place(place: Path) -> Path:
@@ -29,3 +35,20 @@ def write_page(place: Path, page: str) -> None:
     except PermissionError as error:
         raise InputError(f"{place} cannot be written ({error.strerror}): choose another place") from error
     rename_file(part, place)
+
+
+def open_page(place: Path) -> bool:
+    """Show a page in this machine's browser, none of whose messages get through. False: there is none that starts."""
+    address = place.resolve().as_uri()
+    if sys.platform == "win32":
+        command = ["rundll32", "url.dll,FileProtocolHandler", address]
+    else:
+        command = ["open" if sys.platform == "darwin" else "xdg-open", address]
+    if shutil.which(command[0]) is None:
+        return False
+    quiet = subprocess.DEVNULL
+    started = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        return started.wait(_LONGEST_START) == 0
+    except subprocess.TimeoutExpired:
+        return True

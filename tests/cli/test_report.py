@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,26 @@ def test_a_run_is_asked_once_and_its_page_lies_beside_it(finetune, done):
     assert finetune("verify", run).code == 0 and (run / "manifest.json").read_bytes() == before
     again = finetune("report", run)
     assert again.code == 0 and "asking" not in again.err and place.read_text() == content
+
+
+@pytest.mark.parametrize(("opener", "fails"), [(None, True), ("echo noise; echo noise >&2; exit 3", True),
+                                               ('echo noise; echo "$1" > "$OPENED"', False)])  # fmt: skip
+def test_opening_lets_no_noise_through_and_the_address_is_always_told(done, tmp_path, opener, fails):
+    _, _, run = done
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    if opener is not None:
+        for name in ("xdg-open", "open"):
+            (programs / name).write_text(f"#!/bin/sh\n{opener}\n")
+            (programs / name).chmod(0o755)
+    code = "import sys; from finetune.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "report", str(run), "--no-answers", "--open"]
+    around = {**os.environ, "PATH": str(programs), "OPENED": str(tmp_path / "opened")}
+    ended = subprocess.run(command, capture_output=True, text=True, env=around)
+    address = run.with_name(f"report-{run.name}.html").resolve().as_uri()
+    assert ended.returncode == 0 and ended.stdout.splitlines()[1:] == [address]
+    assert ended.stderr.splitlines() == (["no browser could be opened here: open that address in one"] if fails else [])
+    assert fails or (tmp_path / "opened").read_text().strip() == address
 
 
 def test_a_recipes_page_without_answers_loads_no_model(finetune, done):
