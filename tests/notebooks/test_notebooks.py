@@ -14,11 +14,16 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from browser import SCREENSHOTS, browser, needs_chromium
 from nbclient.exceptions import CellExecutionError
+from page_checks import problems
 
 import finetune as ft
+from finetune.reports.page import recipe_page
+from finetune.reports.read import read_run
 
 ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("sft", "reward", "reject", "ppo", "dpo")
 NAMES = sorted(path.name for path in (ROOT / "notebooks").glob("*.ipynb"))
 GPU_GIB = 15.0
 """Of the 16 GB of a free GPU, what is left beside CUDA itself."""
@@ -158,3 +163,26 @@ def test_it_runs(name: str, tool: ModuleType, runs: Path) -> None:
     errors = "".join(output.text for output in outputs if output.get("name") == "stderr")
     assert not errors, f"{name} wrote to stderr, which is shown in red:\n{errors}"
     assert len(tool.text_of(notebook)) < 2_000_000, "a live display should leave one picture, not all of them"
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_report_of_what_they_trained(runs: Path, tmp_path: Path) -> None:
+    """Of a chain that really ran: small enough to send, and nothing broken on a phone or a desktop."""
+    manifests = [path for path in sorted(runs.rglob("manifest.json")) if not path.parent.name.endswith(".part")]
+    by_stage = {run.stage: run for run in (read_run(path.parent) for path in manifests) if run.kind in KINDS}
+    finished = list(by_stage.values())
+    if not finished:
+        pytest.skip("looks at what the notebooks have trained: run the whole file")
+    assert {run.kind for run in finished} == set(KINDS)
+    page = tmp_path / "report.html"
+    page.write_text(recipe_page("notebooks", finished, {}), encoding="utf-8")
+    assert page.stat().st_size < 3_000_000
+    with browser() as chromium:
+        shown = chromium.open(page.as_uri())
+        for width, dark in ((390, True), (1280, False)):
+            shown.look(width=width, dark=dark)
+            assert problems(shown) == [], (width, dark)
+            shown.screenshot(SCREENSHOTS / f"report-notebooks-{width}.png")
+        assert shown.requests == [shown.url]
+        shown.close()
