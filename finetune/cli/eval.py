@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from finetune.cli.given_runs import looked_in
 from finetune.cli.options import runs_option, set_option
 from finetune.errors import InputError
 from finetune.plan.evaluations import TASKS
@@ -131,7 +132,7 @@ def evaluate(
     if out is not None and data is not None and out.exists() and out.samefile(data):
         raise InputError(f"--out: {out} is the data; give the scores a file of their own")
     folders = _stages(run, overrides, runs) if run.is_file() else {}
-    folder = _of_recipe(run, stage_name, folders) if folders else run
+    folder = _of_recipe(run, stage_name, folders, runs) if folders else run
     manifest = read_manifest(folder)
     if manifest is None:
         raise InputError(_not_a_run(run))
@@ -147,6 +148,7 @@ def evaluate(
     from finetune.cli.eval_shown import plain, shown
     from finetune.evaluation import tasks
     from finetune.evaluation.judge import RemoteJudge
+    from finetune.reports.words import counted
 
     def named(value: str) -> Path:
         return folders.get(value) or Path(value)
@@ -192,7 +194,7 @@ def evaluate(
     for line in shown(found):
         click.echo(line)
     if out is not None:
-        click.echo(f"{len(found.rows):,} rows in {out}")
+        click.echo(f"{counted(len(found.rows), 'row')} in {out}")
 
 
 def _stages(recipe: Path, overrides: tuple[str, ...], runs: Path) -> dict[str, Path]:
@@ -203,18 +205,19 @@ def _stages(recipe: Path, overrides: tuple[str, ...], runs: Path) -> dict[str, P
     return {stage.name: stage.folder for stage in make_plan(load_recipe(recipe, overrides), runs).stages}
 
 
-def _of_recipe(recipe: Path, name: str | None, folders: Mapping[str, Path]) -> Path:
+def _of_recipe(recipe: Path, name: str | None, folders: Mapping[str, Path], runs: Path) -> Path:
     """The folder of a recipe's finished stage. Raises InputError."""
     from finetune.plan.manifest import FILE
 
     done = [stage for stage, folder in folders.items() if (folder / FILE).is_file()]
     if name is None and len(done) != 1:
-        raise InputError(f"{recipe}: say which stage with --stage; done are {', '.join(done) or 'none'}")
+        which = ", ".join(done) if done else f"none{looked_in(runs)}"
+        raise InputError(f"{recipe}: say which stage with --stage; done are {which}")
     name = name or done[0]
     if name not in folders:
         raise InputError(f"{recipe} has no stage '{name}'; it has {', '.join(folders)}")
     if name not in done:
-        raise InputError(f"stage {name} of {recipe} is not finished: `finetune run {recipe}` first")
+        raise InputError(f"stage {name} of {recipe} is not finished: `finetune run {recipe}` first{looked_in(runs)}")
     return folders[name]
 
 

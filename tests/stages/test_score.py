@@ -189,7 +189,8 @@ def test_bad_runs(lab, tmp_path, capsys):
     assert "done are sft, reward, dpo" in evaluated(capsys, lab / "recipe.yaml", *recipe)[1]
     assert "no stage 'rm'" in evaluated(capsys, lab / "recipe.yaml", "--stage", "rm", *recipe)[1]
     elsewhere = ["--runs", tmp_path / "empty", "--data", data]
-    assert "not finished" in evaluated(capsys, lab / "recipe.yaml", "--stage", "reward", *elsewhere)[1]
+    said = evaluated(capsys, lab / "recipe.yaml", "--stage", "reward", *elsewhere)[1]
+    assert "not finished" in said and f"(looked in {tmp_path / 'empty'}, which does not exist; --runs" in said
     assert "--slice" in evaluated(capsys, run_of(lab, "sft"), "--data", lab / "questions.jsonl", "--slice", "topic")[1]
     assert "no row has a column" in evaluated(capsys, run_of(lab, "reward"), "--data", data, "--slice", "tpic")[1]
     assert "which reward and dpo stages read" in evaluated(capsys, run_of(lab, "sft"), "--data", data)[1]
