@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from textwrap import wrap
 
 from finetune.plan.evaluations import Evaluation
 from finetune.reports.words import counted
@@ -14,6 +13,7 @@ SHOWN = 12
 """Prompts whose answers are printed; the others are in the evaluation and in --out."""
 _WIDEST = 100
 """Columns that are read easily, also where the terminal has more."""
+_INDENT = " " * 5
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What a model may write and a terminal would obey, or could not print."""
 
@@ -36,14 +36,13 @@ def answer_lines(evaluation: Evaluation, columns: int | None = None) -> list[str
 
 
 def _indented(content: str, width: int) -> Iterator[str]:
-    """A text wrapped to the width, its own lines kept."""
+    """A text wrapped to the width, its own lines kept; letters as wide as two count as two."""
+    from rich.console import Console
+    from rich.text import Text
+
+    room = max(20, width - len(_INDENT))
+    console = Console(width=room)
     shown = _CONTROL.sub("\ufffd", content.replace("\r\n", "\n").expandtabs(4)).strip("\n")
     for line in shown.split("\n") if shown.strip() else ["(nothing)"]:
-        yield from wrap(
-            line,
-            max(20, width),
-            initial_indent="     ",
-            subsequent_indent="     ",
-            replace_whitespace=False,
-            drop_whitespace=True,
-        ) or [""]
+        for part in Text(line).wrap(console, room):
+            yield f"{_INDENT}{part.plain}".rstrip()

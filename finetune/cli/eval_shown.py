@@ -63,7 +63,7 @@ def shown(evaluation: Evaluation) -> list[str]:
         share = name in _SHARES or evaluation.task == "lm_eval"
         lines.append(f"{names[name]:<{width}}  {_figure(value, share)}")
     lines += _counts(evaluation)
-    return [line for line in lines if line]
+    return lines
 
 
 def in_one_line(evaluation: Evaluation) -> str:

@@ -82,7 +82,7 @@ def test_the_help_lists_every_option_once_in_sections(capsys):
 
 def test_answers_are_printed_to_be_read(evaluated):
     code, out, _ = evaluated("--stage", "sft", "--task", "answers", "--limit", 2, "--max-new-tokens", 4)
-    assert code == 0 and "\n1. prompt\n     " in out and "\n2. prompt\n" in out
+    assert code == 0 and "\n\n1. prompt\n     " in out and "\n\n2. prompt\n" in out
     parts = [out.index(f"\n   {name}\n     ") for name in ("expected", "base", "sft")]
     assert parts == sorted(parts) and "2 rows in " in out
 
@@ -93,7 +93,10 @@ def test_printed_answers_are_wrapped_cut_and_obeyed_by_no_terminal():
     assert max(map(len, lines)) <= 50 and "12. prompt" in lines and "13. prompt" not in lines
     assert "     - a list" in lines and "\x1b" not in "".join(lines) and "     \ufffd[2J" in lines
     assert "   (after 1 turn before it)" in lines and lines[-2] == "2 more in the evaluation: --out writes all"
+    assert "" in lines[3:15]  # an empty line of an answer stays one
     assert sum(line.count("word") for line in lines) == 12 * 60
+    wide = Evaluation("answers", {}, {}, {"names": ["a"]}, [{"prompt": "q", "a": "\u6f22\u5b57" * 40}])
+    assert max(len(line) for line in answer_lines(wide, 50)) == 5 + 22  # each takes two of the 45 columns
     assert "     (nothing)" in answer_lines(Evaluation("answers", {}, {}, {"names": ["a"]}, [{"prompt": "", "a": ""}]))
 
 
