@@ -126,11 +126,15 @@ def evaluations_of_both(first: FinishedRun, second: FinishedRun) -> list[tuple[E
 def answers_of_both(first: FinishedRun, second: FinishedRun, names: Sequence[str]) -> list[dict[str, Any]]:
     """Prompts that both runs have answered in evaluations, with the two answers under `names`."""
     left, right = (_answers(run) for run in (first, second))
-    return [{**left[key][0], names[0]: left[key][1], names[1]: right[key][1]} for key in left if key in right]
+    return [
+        {**left[key][0], **left[key][2], names[0]: left[key][1], names[1]: right[key][1]}
+        for key in left
+        if key in right
+    ]
 
 
-def _answers(run: FinishedRun) -> dict[str, tuple[dict[str, Any], str]]:
-    """(prompt and messages, the run's own answer) by what was asked; newer ones over older ones."""
+def _answers(run: FinishedRun) -> dict[str, tuple[dict[str, Any], str, dict[str, Any]]]:
+    """(prompt and messages, the run's own answer, the row's own where it is known) by what was asked: the newest."""
     found = {}
     for evaluation in run.evaluations:
         if evaluation.task != "answers":
@@ -140,8 +144,9 @@ def _answers(run: FinishedRun) -> dict[str, tuple[dict[str, Any], str]]:
         for row in evaluation.rows:
             if isinstance(row.get(own), str):
                 asked = {key: row[key] for key in ("prompt", "messages") if row.get(key)}
+                known = {"expected": row["expected"]} if row.get("expected") and own != "expected" else {}
                 drawn = {key: value for key, value in evaluation.settings.items() if key != "names"}
-                found[f"{asked} {drawn}"] = (asked, str(row[own]))
+                found[f"{asked} {drawn}"] = (asked, str(row[own]), known)
     return found
 
 

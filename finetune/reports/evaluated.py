@@ -28,6 +28,9 @@ def _evaluation(found: Evaluation) -> Html:
     alone: dict[str, Any] = {}
     for name, value in found.results.items():
         (groups if isinstance(value, Mapping) and not is_figure(value) else alone)[name] = value
+    if found.against and "difference" in alone:  # which way it goes is part of what it says
+        named = {"difference": f"this run minus {found.against.get('name')}"}
+        alone = {named.get(name, name): value for name, value in alone.items()}
     rows = _rows(alone, as_share)
     line = ", ".join(f"{name} {value}" for name, value in told({k: v for k, v in alone.items() if not is_figure(v)}))
     shown = table(_HEADINGS, rows, caption=_title(found), numeric=(1, 2)) if rows else f"<p>{text(_title(found))}</p>"

@@ -67,6 +67,11 @@ def test_answers_of_both_to_the_same_prompts(tmp_path):
     first, second = read_run(first.folder), read_run(second.folder)
     rows = answers_of_both(first, second, ("A", "B"))
     assert rows == [{"prompt": f"Ask {n}?", "A": f"old {n}", "B": f"new {n}"} for n in range(3)]
+    row = {"prompt": "Else?", "messages": None, "expected": "This.", "base": "x", "sft": "That."}
+    for run, kept in ((first, row), (second, {key: value for key, value in row.items() if key != "expected"})):
+        keep_evaluation(run.folder, Evaluation("answers", {"name": "more"}, {"seed": 1}, names, [kept]))
+    found = answers_of_both(read_run(first.folder), read_run(second.folder), ("A", "B"))
+    assert found[-1] == {"prompt": "Else?", "expected": "This.", "A": "That.", "B": "That."}
     content = comparison_page([(first, second)], ("A", "B"), {})
     assert "3 prompts: 3 answers differ, 0 are the same." in content
     either = '<mark class="ft-either">'  # two runs are no before and after: neither looks the better

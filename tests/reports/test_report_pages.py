@@ -141,8 +141,11 @@ def test_answers_and_evaluations_are_on_the_page(tmp_path):
     keep_evaluation(folder, Evaluation("gsm8k", {"name": "gsm8k.jsonl", "rows": 80}, {}, results, seconds=61.0))
     keep_evaluation(folder, Evaluation("win_rate", {"name": "p.jsonl"}, {}, {"win_rate": 0.7, "judge": "<b>"},
                                        against={"name": "chat/dpo"}))  # fmt: skip
+    gap = {"difference": {"value": -0.25, "low": -0.5, "high": -0.125}}
+    keep_evaluation(folder, Evaluation("loss", {"name": "p.jsonl"}, {}, gap, against={"name": "chat/sft0"}))
     content = run_page(read_run(folder))
     words = read(content).words
+    assert "this run minus chat/sft0 -0.25 -0.5 to -0.125" in words
     assert "Greedy answers of at most 64 tokens to own rows." in words
     assert content.count("<article") == 9 and "3 more" in words
     assert words.count("expected Right.") == 1 and words.index("expected Right.") < words.index("base Well.")
