@@ -65,7 +65,8 @@ class Comparison:
             {key: row[key] for key in ("prompt", "messages", *self.names) if row.get(key) is not None}
             for row in self.rows
         ]
-        return boxed(heading(" and ".join(self.names), self._summary()), samples(shown, limit=50))
+        drawn = samples(shown, limit=50, neutral=BASE not in self.names)  # only beside the base one side is the later
+        return boxed(heading(" and ".join(self.names), self._summary()), drawn)
 
     def _summary(self) -> str:
         return f"{len(self.rows):,} prompts, {self.same:,} answered alike by {' and '.join(self.names)}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,9 +64,19 @@ def keep_evaluation(run: Path, evaluation: Evaluation) -> Path:
     return path
 
 
-def read_evaluations(run: Path) -> list[Evaluation]:
-    """All evaluations of a run, the oldest first. Raises InputError for a file that is none."""
-    found = [_read(path) for path in sorted((run / FOLDER).glob("*.json"))]
+def read_evaluations(run: Path, unreadable: Callable[[InputError], None] | None = None) -> list[Evaluation]:
+    """All evaluations of a run, the oldest first.
+
+    unreadable: is told of a file that is none, and the others are returned; None = InputError is raised.
+    """
+    found = []
+    for path in sorted((run / FOLDER).glob("*.json")):
+        try:
+            found.append(_read(path))
+        except InputError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
     return sorted(found, key=lambda evaluation: evaluation.made)
 
 

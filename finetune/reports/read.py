@@ -15,7 +15,7 @@ from typing import Any
 
 from finetune.durable import damaged_file
 from finetune.errors import InputError
-from finetune.plan.evaluations import FOLDER, Evaluation, read_evaluations
+from finetune.plan.evaluations import Evaluation, read_evaluations
 from finetune.plan.manifest import read_manifest
 
 LOG = "metrics.jsonl"
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> FinishedRun:
         _lines(folder / "samples.jsonl", recorded, notes, SHOWN_ROWS),
         _lines(folder / "rows.jsonl", recorded, notes, SHOWN_ROWS),
         pictures,
-        _evaluations(folder, notes),
+        read_evaluations(folder, lambda error: notes.append(str(error))),
         tuple(notes),
     )
 
@@ -136,11 +136,3 @@ def _objects(lines: Iterable[str]) -> tuple[list[dict[str, Any]], list[int]]:
         else:
             wrong.append(at)
     return found, wrong
-
-
-def _evaluations(folder: Path, notes: list[str]) -> Sequence[Evaluation]:
-    try:
-        return read_evaluations(folder)
-    except InputError as error:
-        notes.append(f"{FOLDER} cannot be shown: {error}")
-        return ()

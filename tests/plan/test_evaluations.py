@@ -29,6 +29,15 @@ def test_kept_and_read(tmp_path):
     assert read_evaluations(tmp_path) == [older, LOSS]
 
 
+def test_a_damaged_file_does_not_hide_the_others(tmp_path):
+    keep_evaluation(tmp_path, LOSS)
+    (tmp_path / FOLDER / "a-damaged.json").write_text("{")
+    with pytest.raises(InputError, match="is not an evaluation"):
+        read_evaluations(tmp_path)
+    told = []
+    assert read_evaluations(tmp_path, told.append) == [LOSS] and len(told) == 1
+
+
 def test_the_same_measurement_replaces_and_another_does_not(tmp_path):
     keep_evaluation(tmp_path, LOSS)
     again = replace(LOSS, results={"loss": {"value": 2.0, "low": 1.0, "high": 3.0}}, seconds=3.0)
