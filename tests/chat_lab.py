@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from stage_recipes import PAIRS, reward_stage, tiny_base, train, write_jsonl
-from tiny import tiny_spm_tokenizer
+from tiny import tiny_llama, tiny_spm_tokenizer
 
 from finetune.chat.model import Answering
 from finetune.shapes import Dialog, Message
@@ -90,20 +90,4 @@ def lab(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Lab:
 @pytest.fixture(scope="session")
 def spm_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As tiny_base, with a Llama-2-like tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tiny_spm_tokenizer(tmp_path_factory.mktemp("bases") / "spm")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=600,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_llama(tiny_spm_tokenizer(tmp_path_factory.mktemp("bases") / "spm"), words=600)

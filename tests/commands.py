@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import tiny_llama3_tokenizer
+from tiny import tiny_llama, tiny_llama3_tokenizer
 
 QUESTIONS = [{"prompt": f"What is {a} and {b}?", "completion": f"It is {a + b}."} for a in range(8) for b in range(4)]
 """32 short rows, no two alike: 16 to 18 tokens each with the tiny tokenizer."""
@@ -34,23 +34,7 @@ Run = Callable[..., Ended]
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA with 2 layers of width 64, GQA 4/2, 512 words, seeded random weights, and a Llama-3-like tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tiny_llama3_tokenizer(tmp_path_factory.mktemp("bases") / "tiny")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # at the usual 0.02 a random LLaMA predicts the same for all words
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_llama(tiny_llama3_tokenizer(tmp_path_factory.mktemp("bases") / "tiny"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import tiny_llama3_tokenizer
+from tiny import tiny_llama, tiny_llama3_tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -38,23 +38,7 @@ QUESTIONS: Rows = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA with 2 layers of width 64, GQA 4/2, 512 words, seeded random weights, and a Llama-3-like tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tiny_llama3_tokenizer(tmp_path_factory.mktemp("bases") / "tiny")
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=512,
-        max_position_embeddings=256,
-        initializer_range=0.2,  # at the usual 0.02 a random LLaMA predicts the same for all words
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return tiny_llama(tiny_llama3_tokenizer(tmp_path_factory.mktemp("bases") / "tiny"))
 
 
 def write_jsonl(path: Path, rows: Rows) -> Path:

@@ -78,3 +78,23 @@ def _write(folder: Path, tokenizer: Tokenizer, config: dict[str, str]) -> Path:
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+def tiny_llama(folder: Path, *, words: int = 512) -> Path:
+    """Put a LLaMA with 2 layers of width 64, GQA 4/2 and seeded random weights beside a tokenizer, into its folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=words,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # at the usual 0.02 a random LLaMA predicts the same for all words
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,48 +115,24 @@ def prepare_stage(
     )
     for line in resolved.said:
         say(line)
-    family, locate = resolved.family, loaded.locate
+    alike: dict[str, Any] = {
+        "model": model,
+        "seed": seed,
+        "locate": loaded.locate,
+        "stage_outputs": stage_outputs,
+        "family": resolved.family,
+        "tokenizer": tokenizer,
+        "say": say,
+    }
     if isinstance(stage, SftStage):
-        return prepare_sft(
-            stage,
-            model=model,
-            seed=seed,
-            locate=locate,
-            stage_outputs=stage_outputs,
-            family=family,
-            tokenizer=tokenizer,
-            cache=cache,
-            say=say,
-            refuse=False,
-        ), tokenizer
+        return prepare_sft(stage, **alike, cache=cache, refuse=False), tokenizer
     if isinstance(stage, PreferenceStage):
-        return prepare_comparisons(
-            stage,
-            slices=stage.slices if isinstance(stage, RewardStage) else (),
-            judged=isinstance(stage, DpoStage) and stage.loss == "kto",
-            model=model,
-            seed=seed,
-            locate=locate,
-            stage_outputs=stage_outputs,
-            family=family,
-            tokenizer=tokenizer,
-            cache=cache,
-            say=say,
-            refuse=False,
-        ), tokenizer
+        judged = isinstance(stage, DpoStage) and stage.loss == "kto"
+        slices = stage.slices if isinstance(stage, RewardStage) else ()
+        return prepare_comparisons(stage, **alike, slices=slices, judged=judged, cache=cache, refuse=False), tokenizer
     assert isinstance(stage, ScoredStage)  # choose_stage lets no other through
-    return prepare_prompts(
-        stage.prompts,
-        getattr(stage, "held_out", None),
-        max_new_tokens=stage.max_new_tokens,
-        model=model,
-        seed=seed,
-        locate=locate,
-        stage_outputs=stage_outputs,
-        family=family,
-        tokenizer=tokenizer,
-        say=say,
-    ), tokenizer
+    held_out = getattr(stage, "held_out", None)
+    return prepare_prompts(stage.prompts, held_out, **alike, max_new_tokens=stage.max_new_tokens), tokenizer
 
 
 def count_rows(prepared: Prepared) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from api_chain import Chain
-from release.fake_hub import Hub, running
+from release.fake_hub import Hub, asked_instead
 
 import finetune as ft
 from finetune.errors import InputError
@@ -16,15 +16,7 @@ from finetune.errors import InputError
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A hub of one's own that huggingface_hub talks to, with the right token in the environment."""
-    from huggingface_hub import constants
-
-    with running(Hub()) as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.address)
-        template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("HF_TOKEN", found.token)
+    with asked_instead(monkeypatch, tmp_path / "no-token") as found:
         yield found
 
 

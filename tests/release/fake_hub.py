@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import pytest
 import yaml
 
 LARGE = (".safetensors", ".gguf", ".model")
@@ -282,3 +284,20 @@ def _collection_json(collection: dict[str, Any]) -> dict[str, Any]:
         "theme": "green",
         "upvotes": 0,
     }
+
+
+@contextmanager
+def asked_instead(monkeypatch: pytest.MonkeyPatch, no_token: Path) -> Iterator[Hub]:
+    """A running hub that huggingface_hub talks to, with the right token in the environment alone."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    with running(Hub()) as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(no_token))
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # the library waits between attempts
+        monkeypatch.setenv("HF_TOKEN", found.token)
+        yield found

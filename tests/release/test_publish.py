@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hub import Hub, Repo, running
+from fake_hub import Hub, Repo, asked_instead
 from made_runs import llama, make_base, make_merged, make_rows, make_run, source, weights
 from stage_recipes import Walk, dpo_stage, reward_stage, sft_stage
 
@@ -26,17 +26,7 @@ from finetune.release.publish import PublishSettings, publish
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A running fake hub that huggingface_hub talks to, with the right token in the environment."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import _http
-
-    with running(Hub()) as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.address)
-        template = found.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)  # the library waits between attempts
-        monkeypatch.setenv("HF_TOKEN", found.token)
+    with asked_instead(monkeypatch, tmp_path / "no-token") as found:
         yield found
 
 
