@@ -19,7 +19,7 @@ quickstart: $(STAMP)  ## the whole chain on the tiny carried LLaMA in 4 bits: SF
 	$(BIN)/python scripts/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -26,3 +26,9 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"needs the shared test material (models, tokenizers, data): not at {folder}; set FINETUNE_SHARED")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that of two processes none is left with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
