@@ -19,6 +19,10 @@ from finetune.shapes import Dialog
 Say = Callable[[str], None]
 
 
+ROW_FIELDS = frozenset({"prompt", "messages", "tools", "expected", "scores", "judge", "orders", "outcome", "base"})
+"""What a row of an evaluation has beside the answers, which stand under the names of those who gave them."""
+
+
 def write_answers(
     run: Path,
     *,
@@ -75,5 +79,6 @@ def started_from(run: Path, manifest: dict[str, Any]) -> tuple[Path, dict[str, A
 
 
 def run_name(run: Path, manifest: dict[str, Any]) -> str:
-    """What a run is called in results: its stage."""
-    return str(manifest.get("stage") or run.name)
+    """What a run is called in results: its stage, or its folder where a row has a field of the stage's name."""
+    stage = str(manifest.get("stage") or run.name)
+    return run.absolute().name if stage in ROW_FIELDS else stage
