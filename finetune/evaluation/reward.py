@@ -15,7 +15,7 @@ from finetune.evaluation.prompts import Prompts, context, own_prompts, question,
 from finetune.evaluation.scorer import opened_judge, score_answers
 from finetune.evaluation.writing import Replies, check_has_base, write_replies
 from finetune.numerics.bootstrap import difference_interval, mean_interval
-from finetune.plan.evaluations import Evaluation
+from finetune.plan.evaluations import Evaluation, Task
 from finetune.recipe.data_settings import DataFormat
 
 Say = Callable[[str], None]
@@ -58,6 +58,30 @@ def prompts_for(
     return own_prompts(run, opened(run), base, say, limit=limit).first(limit)
 
 
+def replies_for(
+    task: Task,
+    run: Path,
+    sides: Sides,
+    prompts: Prompts,
+    settings: Answering,
+    judge: Mapping[str, Any],
+    base: str | None,
+    say: Say,
+) -> tuple[Measurement, dict[str, Replies]]:
+    """The measurement of a task that judges answers, and both sides' answers to the prompts. judge: its record."""
+    measurement = Measurement(
+        run,
+        task,
+        data=prompts.record,
+        settings={**asdict(settings), "judge": judge},
+        against=sides.other,
+        say=say,
+    )
+    return measurement, write_replies(
+        sides.folders, sides.names, prompts.asked, settings, measurement, base=base, say=say
+    )
+
+
 def mean_reward(
     run: Path,
     judge: Path,
@@ -78,15 +102,7 @@ def mean_reward(
     sides, settings = sides_of(run, against), answering or Answering()
     prompts = prompts_for(run, data, data_format, base, limit, say)
     record = {"kind": "reward", **identity(judge, opened_judge(judge))}
-    measurement = Measurement(
-        run,
-        "reward",
-        data=prompts.record,
-        settings={**asdict(settings), "judge": record},
-        against=sides.other,
-        say=say,
-    )
-    found = write_replies(sides.folders, sides.names, prompts.asked, settings, measurement, base=base, say=say)
+    measurement, found = replies_for("reward", run, sides, prompts, settings, record, base, say)
     scores = scores_of(judge, prompts, found, sides.names, say)
     means = {name: [sum(each) / len(each) for each in scores[name]] for name in sides.names}
     ours = sides.names[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
@@ -17,10 +16,9 @@ from finetune.errors import InputError
 from finetune.evaluation.judge import AT_ONCE, RemoteJudge, open_remote
 from finetune.evaluation.measurement import Measurement, identity
 from finetune.evaluation.prompts import Asked
-from finetune.evaluation.reward import asked_fields, prompts_for, scores_of, sides_of, unfinished
+from finetune.evaluation.reward import asked_fields, prompts_for, replies_for, scores_of, sides_of, unfinished
 from finetune.evaluation.scorer import opened_judge
 from finetune.evaluation.verdicts import Judged, agreed, by_scores, read_verdict, win_rate_results
-from finetune.evaluation.writing import write_replies
 from finetune.plan.evaluations import Evaluation
 from finetune.recipe.data_settings import DataFormat
 from finetune.shapes import Completion
@@ -59,15 +57,7 @@ def win_rate(
     else:
         record = {"kind": "reward", **identity(judge, opened_judge(judge)), "tie": tie}
     prompts = prompts_for(run, data, data_format, base, limit, say)
-    measurement = Measurement(
-        run,
-        "win_rate",
-        data=prompts.record,
-        settings={**asdict(settings), "judge": record},
-        against=sides.other,
-        say=say,
-    )
-    found = write_replies(sides.folders, sides.names, prompts.asked, settings, measurement, base=base, say=say)
+    measurement, found = replies_for("win_rate", run, sides, prompts, settings, record, base, say)
     ours, theirs = (found[name] for name in sides.names)
     rows: list[dict[str, Any]] = []
     for index, prompt in enumerate(prompts.asked):

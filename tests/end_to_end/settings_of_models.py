@@ -100,12 +100,11 @@ def init(lab: Lab) -> None:
 
 
 def modules_to_save(lab: Lab) -> None:
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     seen = lab.run({A + "modules_to_save": ["lm_head"]})
     assert seen.folder is not None
-    with safe_open(seen.folder / "adapter_model.safetensors", "pt") as file:
-        assert [key for key in file.keys() if "lm_head" in key]  # noqa: SIM118  # it is no dict
+    assert [key for key in load_file(seen.folder / "adapter_model.safetensors") if "lm_head" in key]
 
 
 CHECKS: Mapping[str, Callable[[Lab], object]] = {
