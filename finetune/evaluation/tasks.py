@@ -128,6 +128,14 @@ def evaluate(
     return measure_with_harness(run, lm_tasks, path=lm_path, shots=shots, in_chat=lm_chat, **common)
 
 
+_WHAT = {
+    "against": "base, or the run to compare with",
+    "judge": "a reward model's run; for win_rate also the address of an OpenAI-compatible server, with --judge-model",
+    "lm_tasks": "one of the harness' tasks",
+}
+"""Options that a task may need, in words."""
+
+
 def usual_answering(task: str, **changes: Any) -> Answering:
     """How answers are drawn for a task unless the user says otherwise: greedy, with room for what it asks."""
     room = {"ifeval": ifeval.MAX_NEW_TOKENS, "gsm8k": gsm8k.MAX_NEW_TOKENS}
@@ -141,8 +149,8 @@ def _check_options(task: str, given: set[str]) -> None:
         raise InputError(f"{_option(name)} belongs to task {readers}; {task} does not read it")
     for name in _NEEDS.get(task, ()):
         if name not in given:
-            what = f": {_DATA[task]}" if name == "data" else ""
-            raise InputError(f"task {task} needs {_option(name)}{what}")
+            what = _DATA[task] if name == "data" else _WHAT[name]
+            raise InputError(f"task {task} needs {_option(name)}: {what}")
 
 
 def _option(name: str) -> str:

@@ -239,7 +239,8 @@ def test_what_does_not_go_together_is_refused(lab, tmp_path, few, said):
 
     refused("no task 'los' .*'loss'", run, "los")
     refused("task loss needs --data", run, "loss")
-    refused("task win_rate needs --against", run, "win_rate", judge=judge)
+    refused("task win_rate needs --against: base, or the run", run, "win_rate", judge=judge)
+    refused("task win_rate needs --judge: a reward model's run", run, "win_rate", against="base")
     refused("--judge belongs to task reward, win_rate; ifeval", run, "ifeval", data=few, judge=judge)
     refused("--shots belongs to task gsm8k, lm_eval", run, "loss", data=few, shots=1)
     refused("--format says how --data is written", run, "reward", judge=judge, data_format="prompt")
